@@ -1,0 +1,212 @@
+"""What every job shares: the common part of its config, how it is found by name, and the context that it runs in.
+
+A job is a file `jobs/<name>.py` with a `Config` (a `JobConfig`) and `run(config, run_dir, world) -> dict[str, float]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import json
+import logging
+import os
+import pkgutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+import jobs
+from retrieval_train import config as configs
+from retrieval_train.config import ConfigError, Section, place
+from retrieval_train.rundir import RunDir, write_json, write_text
+
+if TYPE_CHECKING:
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+    """The run saved and stopped before its end: whoever started it starts it again."""
+
+
+class Run(Section):
+    """The run's name and the process it runs in."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    """First part of the run folder's name: letters, digits, '.', '_' and '-'."""
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=place())
+    """auto: a GPU where torch sees one, else the CPU."""
+    max_minutes: float | None = Field(default=None, gt=0, json_schema_extra=place())
+    """Wall-clock budget of one start: then the run saves, stops as preempted and can be started again."""
+    threads: int | None = Field(default=None, ge=1, json_schema_extra=place())
+    """CPU threads of each rank; None shares the machine's cores between its ranks."""
+
+
+class JobConfig(Section):
+    """The keys that every job has."""
+
+    job: str
+    """Which job: the name of a file in jobs/."""
+    run: Run
+    """The run's name and the process it runs in."""
+    seed: int = 0
+    """Every random number of the run follows from it."""
+    runs_root: Path = Field(default=Path("runs"), json_schema_extra=place())
+    """Folder of the run folders."""
+    shards_root: Path = Field(default=Path("shard_sets"), json_schema_extra=place())
+    """Folder of the shard sets."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What of the outside world does not fit (a missing set or file): (dotted path, what to do). Reads no pixels."""
+        return []
+
+
+def names() -> list[str]:
+    """The jobs there are."""
+    shared = {"job", "__main__"}
+    return sorted(entry.name for entry in pkgutil.iter_modules(jobs.__path__) if entry.name not in shared)
+
+
+def find(name: Any, *, where: str) -> Any:
+    """The module of job `name`. Raises ConfigError that names the jobs there are."""
+    if name not in names():
+        nearest = difflib.get_close_matches(str(name), names(), n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        given = "is required and missing" if name is None else f"'{name}' is unknown"
+        raise ConfigError(where, [("job", f"{given}; {hint}there are: {', '.join(names())}")])
+    return importlib.import_module(f"jobs.{name}")
+
+
+def check(values: Mapping[str, Any], *, where: str) -> JobConfig:
+    """A mapping as its job's config, with the outside world looked at. Raises ConfigError with every problem."""
+    config: JobConfig = configs.check(find(values.get("job"), where=where).Config, values, where=where)
+    problems = config.problems()
+    if problems:
+        raise ConfigError(where, problems)
+    return config
+
+
+def load(run: RunDir) -> JobConfig:
+    """The config that `submit` wrote into the run folder."""
+    return check(configs.read(run.config), where=str(run.config))
+
+
+def run_folder(config: JobConfig) -> RunDir:
+    """`<runs_root>/<name>-<identity>`: equal configs share it, so that a second submit goes on with the first run."""
+    return RunDir(config.runs_root / f"{config.run.name}-{configs.identity(config)}")
+
+
+def start(run_dir: Path) -> dict[str, float]:
+    """Run the job that lies in `run_dir` as this process's rank; the numbers it ended with.
+
+    Raises whatever the job raised; `Preempted` when it saved and wants to be started again.
+    """
+    from retrieval_train.world import open_world
+
+    run = RunDir(Path(run_dir))
+    rank = int(os.environ.get("RANK", "0"))
+    with _logging_to(run, rank):
+        try:
+            config = load(run)
+            _set_threads(config.run.threads)
+            with open_world(config.run.device) as world:
+                with _state_of(run, world):
+                    numbers: dict[str, float] = find(config.job, where=str(run.config)).run(config, run, world)
+            return numbers
+        except Preempted:
+            raise
+        except BaseException as error:
+            log.error("rank %d: %s", rank, "".join(traceback.format_exception(error)))
+            raise
+
+
+class Progress:
+    """What the waiting `submit` shows: written by rank 0 at most twice a second."""
+
+    def __init__(self, run: RunDir, world: World, stage: str, *, total: int, unit: str) -> None:
+        self._path = run.progress if world.rank == 0 else None
+        self._about = {"stage": stage, "total": total, "unit": unit}
+        self._last = 0.0
+        self.show(0)
+
+    def show(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self._path is not None and (now - self._last > 0.5 or done in (0, self._about["total"])):
+            self._last = now
+            write_json(self._path, {**self._about, "done": done, "note": note})
+
+
+@contextlib.contextmanager
+def _state_of(run: RunDir, world: World) -> Iterator[None]:
+    """Keeps the run's `state` while the job runs, and says in `error.txt` why it failed."""
+    if world.rank == 0:
+        run.error.unlink(missing_ok=True)
+        run.set_state("running")
+    world.barrier()
+    try:
+        yield
+    except Preempted:
+        if world.rank == 0:
+            run.set_state("preempted")
+        raise
+    except BaseException as error:
+        # the rank that fails first has the reason; the others fail after it, because their collectives break
+        if not run.error.exists():
+            write_text(run.error, f"{_in_words(error)}\n(rank {world.rank}; {run.log(world.rank)})\n")
+            run.set_state("failed")
+        raise
+    if world.rank == 0:
+        run.set_state("done")
+
+
+def _in_words(error: BaseException) -> str:
+    """A user's mistake is told in its own words; ours with its type."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _set_threads(threads: int | None) -> None:
+    """Ranks that share a machine share its cores: more threads than cores cost several times the run time."""
+    import torch
+
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // ranks_here))
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": record.created, "level": record.levelname, "name": record.name, "message": record.getMessage()}
+        return json.dumps(line, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _logging_to(run: RunDir, rank: int) -> Iterator[None]:
+    """All of this rank's log lines into `logs/<rank>.log` and `.jsonl`; other libraries from warnings up."""
+    run.logs.mkdir(parents=True, exist_ok=True)
+    text = logging.FileHandler(run.log(rank))
+    text.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    lines = logging.FileHandler(run.log(rank).with_suffix(".jsonl"))
+    lines.setFormatter(_JsonLines())
+    root = logging.getLogger()
+    ours = [logging.getLogger(name) for name in ("jobs", "retrieval_train", "shards")]
+    before = [(logger, logger.level) for logger in (root, *ours)]
+    root.setLevel(logging.WARNING)
+    for logger in ours:
+        logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    for handler in (text, lines):
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for handler in (text, lines):
+            root.removeHandler(handler)
+            handler.close()
+        for logger, level in before:
+            logger.setLevel(level)

@@ -1,0 +1,39 @@
+"""The folder is the registry: `name: arcface` means the file `heads/arcface.py` and the `Config` in it.
+
+    head: Annotated[RuleConfig, Chosen("retrieval_train.heads")]
+
+makes pydantic read `head` as the union of all `Config`s of that folder, told apart by their `name`. A file without a
+`Config` (a base class, a shared piece) is no choice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, Discriminator, GetCoreSchemaHandler
+
+
+class Chosen:
+    """Marks a field whose value is one of the `Config`s of `package`, chosen by `name`."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def configs(self) -> dict[str, type[BaseModel]]:
+        """Every `Config` of the folder by file name. The files import nothing heavy at module level: this is cheap."""
+        folder = importlib.import_module(self.package)
+        found = {}
+        for entry in sorted(pkgutil.iter_modules(folder.__path__), key=lambda entry: entry.name):
+            config = getattr(importlib.import_module(f"{self.package}.{entry.name}"), "Config", None)
+            if config is not None:
+                assert config.model_fields["name"].default == entry.name, f"{entry.name}.Config has another name"
+                found[entry.name] = config
+        return found
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        configs = tuple(self.configs().values())
+        union = configs[0] if len(configs) == 1 else Union[configs]  # noqa: UP007 - made at run time
+        # a union of one has no discriminator in pydantic; its own Literal name is the check then
+        return handler.generate_schema(Annotated[union, Discriminator("name")] if len(configs) > 1 else union)

@@ -1,0 +1,258 @@
+"""YAML + overrides -> frozen, typed, strict models; every mistake at once, each with its path.
+
+Three steps, so that each can be tested alone: `read` merges a file with its `base:` and the `key=value` overrides
+and resolves `${...}` (OmegaConf); `check` turns the plain mapping into a model (pydantic) or raises one `ConfigError`
+that lists all problems; `dump` writes the model with every default, such that `load(dump(c)) == c`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from retrieval_train.choice import Chosen
+
+
+class ConfigError(ValueError):
+    """What is wrong with a config: `where` and one line a problem, fit to be shown as it is."""
+
+    def __init__(self, where: str, problems: Sequence[tuple[str, str]]) -> None:
+        self.where = where
+        self.problems = list(problems)
+        width = max((len(path) for path, _ in problems), default=0)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = [f"  {path:<{width}}  {text}".rstrip() for path, text in problems]
+        super().__init__("\n".join([f"{where}: {count}", *lines]))
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, values are never changed after they were checked.
+
+    A field marked with `place=True` in its `json_schema_extra` says where a thing runs or lies, not what it is: it is
+    left out of the run's identity (see `identity`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_text_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic reads "3" as 3 and true as 1; in a config both are mistakes that should be seen."""
+        assert info.field_name is not None
+        kinds = set(_plain_types(cls.model_fields[info.field_name].annotation))
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"{str(value).lower()} is not a number")
+        if isinstance(value, str) and kinds & {int, float, bool} and not kinds & {str, Path}:
+            wanted = "true or false" if bool in kinds else "a number"
+            raise ValueError(f"'{value}' is text where {wanted} is needed")
+        return value
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain mapping of a YAML file over its `base:` (a path relative to the file), under `key=value` overrides.
+
+    Raises ConfigError for a file that is missing or no YAML mapping, a malformed override and an unresolvable `${...}`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged = OmegaConf.merge(*_chain(Path(path)))
+    problems = [(item, "not of the form key=value") for item in overrides if "=" not in item or item.startswith("=")]
+    if problems:
+        raise ConfigError("command line", problems)
+    for item in overrides:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+        except Exception as error:  # OmegaConf lets YAML's own errors through
+            raise ConfigError("command line", [(item, _first_line(error))]) from error
+    try:
+        resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(path), [(str(error.full_key or "${...}"), _unresolved(error))]) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def check(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:
+    """`values` as a `model`. Raises ConfigError with every problem, each with its dotted path and what is allowed."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(where, [_problem(model, values, item) for item in error.errors()]) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The config as YAML with every default written out."""
+    import yaml
+
+    values = json.loads(config.model_dump_json())
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(model: type[Model], path: Path) -> Model:
+    """A config that `dump` wrote."""
+    return check(model, read(path), where=str(path))
+
+
+def identity(config: BaseModel) -> str:
+    """8 hex digits of what the run *is*: equal for the same experiment on other nodes, devices, folders or trackers."""
+    values = _without_places(config)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# --- reading
+
+
+def _chain(path: Path, seen: tuple[Path, ...] = ()) -> list[Any]:
+    """The file's mapping after those of its bases, the most basic first."""
+    from omegaconf import OmegaConf
+
+    if path.resolve() in seen:
+        raise ConfigError(str(path), [("base", "the files name each other as base in a circle")])
+    if not path.is_file():
+        beside = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        nearest = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
+        raise ConfigError(str(path), [("config", f"no such file{hint}")])
+    try:
+        values = OmegaConf.load(path)
+    except Exception as error:
+        raise ConfigError(str(path), [("config", f"not readable as YAML: {_first_line(error)}")]) from error
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(str(path), [("config", "holds no mapping of keys to values")])
+    base = values.pop("base", None)
+    return [*(_chain(path.parent / base, (*seen, path.resolve())) if base else []), values]
+
+
+def _unresolved(error: Exception) -> str:
+    text = _first_line(error)
+    if "Environment variable" in text:
+        name = text.split("'")[1] if "'" in text else "it"
+        return f"needs the environment variable {name}, which is not set; export {name}=/path/to/its/folder"
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# --- saying what is wrong
+
+
+def _problem(model: type[BaseModel], values: Mapping[str, Any], item: Any) -> tuple[str, str]:
+    path = _spoken_path(item["loc"], values)
+    kind, given, context = item["type"], item.get("input"), item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return path, _unknown_key(model, item["loc"], path)
+    if kind == "missing":
+        return path, "is required and missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        names = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        if kind == "union_tag_not_found":
+            return f"{path}.name".lstrip("."), f"is required and missing; one of: {', '.join(names)}"
+        tag = str(context.get("tag"))
+        return f"{path}.name".lstrip("."), f"'{tag}' is unknown{_did_you_mean(tag, names)}; there are: {', '.join(names)}"
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind == "value_error":
+        return path or "config", message
+    return path or "config", f"{given!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _spoken_path(loc: Sequence[Any], values: Any) -> str:
+    """The dotted path as a user writes it: pydantic adds the chosen name of a union, which is no key."""
+    spoken: list[str] = []
+    for part in loc:
+        if isinstance(values, Mapping) and part not in values and part == values.get("name"):
+            continue
+        spoken.append(str(part))
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return ".".join(spoken)
+
+
+def _unknown_key(model: type[BaseModel], loc: Sequence[Any], path: str) -> str:
+    keys = sorted(_keys_at(model, loc[:-1]))
+    prefix = path.rpartition(".")[0]
+    nearest = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.6)
+    if nearest:
+        return f"unknown key; did you mean {'.'.join(filter(None, (prefix, nearest[0])))}?"
+    return f"unknown key; there are: {', '.join(keys)}"
+
+
+def _keys_at(model: type[BaseModel], loc: Sequence[Any]) -> set[str]:
+    models: list[type[BaseModel]] = [model]
+    for part in loc:
+        inner = [field for m in models if (field := m.model_fields.get(str(part))) is not None]
+        if inner:
+            models = [m for field in inner for m in _models_in(field.annotation, field.metadata)]
+        else:  # the chosen name of a union
+            models = [m for m in models if _tag(m) == part] or models
+    return {key for m in models for key in m.model_fields}
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("name")
+    return field.default if field is not None else None
+
+
+def _models_in(annotation: Any, metadata: Sequence[Any]) -> list[type[BaseModel]]:
+    chosen = [mark for mark in metadata if isinstance(mark, Chosen)]
+    if chosen:
+        return list(chosen[0].configs().values())
+    found: list[type[BaseModel]] = []
+    for part in (annotation, *typing.get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            found.append(part)
+        elif typing.get_origin(part) is typing.Annotated:
+            found.extend(_models_in(typing.get_args(part)[0], typing.get_args(part)[1:]))
+    return found
+
+
+def _did_you_mean(word: str, words: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    origin = typing.get_origin(annotation)
+    if origin in (Union, types.UnionType, typing.Annotated):
+        for part in typing.get_args(annotation):
+            yield from _plain_types(part)
+    elif origin is typing.Literal:
+        yield from (type(value) for value in typing.get_args(annotation))
+    else:
+        yield annotation
+
+
+# --- identity
+
+
+def place(**more: Any) -> dict[str, Any]:
+    """`Field(..., json_schema_extra=place())` marks a field that says where, not what."""
+    return {"place": True, **more}
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        kept: dict[str, Any] = {}
+        for name, field in type(value).model_fields.items():
+            extra = field.json_schema_extra
+            if not (isinstance(extra, dict) and extra.get("place")):
+                kept[name] = _without_places(getattr(value, name))
+        return kept
+    if isinstance(value, Mapping):
+        return {str(key): _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(inner) for inner in value]
+    return value.name if isinstance(value, Path) else value

@@ -1,0 +1,125 @@
+"""A checkpoint is a folder of safetensors and JSON; reading one never runs code.
+
+    model.safetensors           trained tensors, whole, float32
+    optimizer-<k>.safetensors   <tensor>.exp_avg and .exp_avg_sq, whole; any number of parts
+    centres-<k>.safetensors     centre, exp_avg, exp_avg_sq: rows x K x D
+    classes-<k>.txt             the classes of those rows, `domain/label`, a line each
+    state.json                  step, optimizer's step, what the job adds (order, tracker); written last
+    sums.json                   sha256 of every file above
+
+Any number of parts in any order: 8 ranks write what 3 ranks read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from retrieval_train.rundir import read_json, write_json
+
+SCHEMA = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: which file, and what to do."""
+
+
+# --- writing: every rank its parts, then rank 0 `seal`
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def write_classes(path: Path, names: list[str]) -> None:
+    path.write_text("".join(name + "\n" for name in names), encoding="utf-8")
+
+
+def seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Sum all parts and write `state.json`: what makes the folder a checkpoint."""
+    sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    write_json(folder / "sums.json", sums)
+    write_json(folder / "state.json", {"schema": SCHEMA, **state})
+
+
+# --- reading
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint whose files are all there and unchanged."""
+    if not (folder / "state.json").is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no state.json")
+    state: dict[str, Any] = read_json(folder / "state.json")
+    if state.get("schema", 0) > SCHEMA:
+        raise CheckpointError(f"{folder} has schema {state['schema']}, this code reads up to {SCHEMA}; update the code")
+    for name, wanted in read_json(folder / "sums.json").items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; remove {folder} to go on from the checkpoint before it")
+        if _sha256(file) != wanted:
+            raise CheckpointError(f"{file} was changed or damaged; remove {folder} to go on from the one before it")
+    return state
+
+
+class Tensors:
+    """All tensors of the files `<stem>*.safetensors` of a folder, read one at a time."""
+
+    def __init__(self, folder: Path, pattern: str) -> None:
+        self._files = [safe_open(file, framework="pt") for file in sorted(folder.glob(pattern))]
+        self._file_of = {name: file for file in self._files for name in file.keys()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+
+def read_centres(folder: Path, wanted: list[str]) -> dict[str, dict[str, Tensor]]:
+    """{"centre": {class: (K, D)}, "exp_avg": ..., "exp_avg_sq": ...} of the wanted classes that the parts have."""
+    wanted_set = set(wanted)
+    found: dict[str, dict[str, Tensor]] = {}
+    for names_file in sorted(folder.glob("classes-*.txt")):
+        names = names_file.read_text(encoding="utf-8").splitlines()
+        rows = [(row, name) for row, name in enumerate(names) if name in wanted_set]
+        if not rows:
+            continue
+        part = load_file(folder / names_file.name.replace("classes-", "centres-").replace(".txt", ".safetensors"))
+        for kind, table in part.items():
+            if len(table) != len(names):
+                raise CheckpointError(f"{names_file} has {len(names)} names for {len(table)} centres")
+            found.setdefault(kind, {}).update({name: table[row] for row, name in rows})
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def as_json(value: Any) -> Any:
+    """What JSON makes of `value`: so that a comparison with a stored one is one of like with like."""
+    return json.loads(json.dumps(value))
+
+
+def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
+    """Raises CheckpointError when a checkpoint's trained tensors are not those of this model."""
+    if stored != wanted:
+        lacks, more = sorted(wanted - stored), sorted(stored - wanted)
+        told = [f"it lacks {len(lacks)} ({lacks[0]} ...)"] if lacks else []
+        told += [f"it has {len(more)} more ({more[0]} ...)"] if more else []
+        raise CheckpointError(f"{folder} is of another model: of its trained tensors {' and '.join(told)}")

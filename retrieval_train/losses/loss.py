@@ -1,0 +1,23 @@
+"""What every loss on class logits is made of: a file `losses/<name>.py` with a frozen `Config`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from retrieval_train.config import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retrieval_train.world import World
+
+
+class LossConfig(Section):
+    """Base of all losses."""
+
+    name: str
+    """The loss: the name of a file in losses/."""
+
+    def value(self, logits_BC: Tensor, target_B: Tensor, *, first_class: int, num_classes: int, world: World) -> Tensor:
+        """The mean over the global batch, the same number on every rank. `target_B` holds global class ids."""
+        raise NotImplementedError

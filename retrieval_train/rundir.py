@@ -1,0 +1,159 @@
+"""A run is a folder. This is the only file that knows the names inside it.
+
+Every file is written aside and renamed, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+State = Literal["planned", "queued", "running", "preempted", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The layout of one run's folder; `path` need not exist yet."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"{rank}.log"
+
+    @property
+    def scheduler(self) -> Path:
+        """What the scheduler and submitit write: stdout and stderr of each task, the pickled `Launch`."""
+        return self.path / "logs" / "scheduler"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """One JSON object, rewritten by rank 0: what the waiting `submit` draws its bar from."""
+        return self.path / "progress.json"
+
+    @property
+    def error(self) -> Path:
+        """Why the run failed, in the words for its user."""
+        return self.path / "error.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.path / "embeddings"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def state(self) -> State | None:
+        """One word, or None for a folder that is no run."""
+        try:
+            word = (self.path / "state").read_text().strip()
+        except FileNotFoundError:
+            return None
+        assert word in get_args(State), f"{self.path / 'state'} holds {word!r}"
+        return word  # type: ignore[return-value]
+
+    def set_state(self, state: State) -> None:
+        write_text(self.path / "state", state + "\n")
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint: what `latest` names or, when that is gone, the newest folder."""
+        with contextlib.suppress(FileNotFoundError):
+            named = self.checkpoints / (self.checkpoints / "latest").read_text().strip()
+            if (named / "state.json").is_file():
+                return named
+        whole = sorted(folder for folder in self.checkpoints.glob("step-*") if (folder / "state.json").is_file())
+        return whole[-1] if whole else None
+
+    def set_latest(self, folder: Path) -> None:
+        write_text(self.checkpoints / "latest", folder.name + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by a file that holds `text`, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        os.chmod(aside, 0o755)
+        yield aside
+        put_in_place(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`; what was there before is removed only after that."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)

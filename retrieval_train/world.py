@@ -1,0 +1,192 @@
+"""Rank, size, device and collectives as one object: `Alone` for one process, `Group` for torch.distributed.
+
+Code takes a world as an argument and never asks whether it is distributed. Legend: N my rows, T all ranks' rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class World(Protocol):
+    """All methods but the properties are collective: every rank calls them, in the same order."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over ranks. Not differentiable: losses write their own backward."""
+        ...
+
+    def max(self, x: Tensor) -> Tensor:
+        """The element-wise maximum over ranks. Not differentiable."""
+        ...
+
+    def gather(self, x: Tensor, counts: list[int] | None = None) -> Tensor:
+        """All ranks' rows in rank order, (T, ...). The backward *sums* all ranks' gradients of my rows.
+
+        `counts` are the rows of each rank; without it they are exchanged first.
+        """
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes."""
+        ...
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value (anything that pickles) on every rank."""
+        ...
+
+    def every(self, value: T) -> list[T]:
+        """Each rank's value (anything that pickles), in rank order, on every rank."""
+        ...
+
+    def barrier(self) -> None: ...
+
+
+class Alone:
+    """One process: every collective is the identity."""
+
+    rank = 0
+    size = 1
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, x: Tensor, counts: list[int] | None = None) -> Tensor:
+        return x
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def from_first(self, value: T) -> T:
+        return value
+
+    def every(self, value: T) -> list[T]:
+        return [value]
+
+    def barrier(self) -> None:
+        return None
+
+
+class Group:
+    """The ranks of torch.distributed's default process group."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+        self.device = device
+
+    def sum(self, x: Tensor) -> Tensor:
+        out = x.clone()
+        torch.distributed.all_reduce(out, op=torch.distributed.ReduceOp.SUM)
+        return out
+
+    def max(self, x: Tensor) -> Tensor:
+        out = x.clone()
+        torch.distributed.all_reduce(out, op=torch.distributed.ReduceOp.MAX)
+        return out
+
+    def gather(self, x: Tensor, counts: list[int] | None = None) -> Tensor:
+        counts = counts if counts is not None else self.every(len(x))
+        assert counts[self.rank] == len(x), f"rank {self.rank} brings {len(x)} rows, counts say {counts}"
+        gathered: Tensor = _Gather.apply(x, self, counts)
+        return gathered
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.max(torch.tensor(float(flag), device=self.device)).item())
+
+    def from_first(self, value: T) -> T:
+        box: list[Any] = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        first: T = box[0]
+        return first
+
+    def every(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        self.sum(torch.zeros(1, device=self.device))
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of ragged rows: padded to the longest, since gloo and NCCL want equal shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, counts: list[int]) -> Tensor:
+        ctx.group, ctx.counts = group, counts
+        padded = x.new_zeros((max(counts), *x.shape[1:]))
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        total = ctx.group.sum(grads[0].contiguous())
+        first = sum(ctx.counts[: ctx.group.rank])
+        return total[first : first + ctx.counts[ctx.group.rank]], None, None
+
+
+@contextlib.contextmanager
+def open_world(device: Device = "auto", *, timeout_min: float = 30) -> Iterator[Group]:
+    """The process group that the launcher's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+
+    Without these variables it is a group of one. Raises ValueError when `device` is cuda and there is no GPU.
+    """
+    for name, value in _alone().items():
+        os.environ.setdefault(name, value)
+    mine = _device(device, int(os.environ["LOCAL_RANK"]))
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    torch.distributed.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
+        timeout=datetime.timedelta(minutes=timeout_min),
+        device_id=mine if mine.type == "cuda" else None,
+    )
+    try:
+        yield Group(mine)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _alone() -> dict[str, str]:
+    if "RANK" in os.environ:
+        return {"LOCAL_RANK": "0"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def _device(device: Device, local_rank: int) -> torch.device:
+    if device == "cpu":
+        return torch.device("cpu")
+    # one GPU a task: SLURM shows each task its own (count 1), torchrun shows all of the node's
+    count = torch.cuda.device_count()
+    if count > 0:
+        return torch.device("cuda", local_rank % count)
+    if device == "cuda":
+        raise ValueError("run.device is cuda, but torch sees no GPU here; ask for GPUs or set run.device=auto")
+    return torch.device("cpu")
