@@ -23,7 +23,7 @@ from pydantic import Field, StringConstraints
 import jobs
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError, Section, place
-from retrieval_train.rundir import RunDir, write_json, write_text
+from retrieval_train.rundir import RunDir, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from retrieval_train.world import World
@@ -66,6 +66,10 @@ class JobConfig(Section):
         """What of the outside world does not fit (a missing set or file): (dotted path, what to do). Reads no pixels."""
         return []
 
+    def inputs(self) -> dict[str, str]:
+        """Digests of what the config's paths and set names lead to; called when `problems` found none."""
+        return {}
+
 
 def names() -> list[str]:
     """The jobs there are."""
@@ -99,7 +103,7 @@ def load(run: RunDir) -> JobConfig:
 
 def run_folder(config: JobConfig) -> RunDir:
     """`<runs_root>/<name>-<identity>`: equal configs share it, so that a second submit goes on with the first run."""
-    return RunDir(config.runs_root / f"{config.run.name}-{configs.identity(config)}")
+    return RunDir(config.runs_root / f"{config.run.name}-{configs.identity(config, config.inputs())}")
 
 
 def start(run_dir: Path) -> dict[str, float]:
@@ -109,10 +113,11 @@ def start(run_dir: Path) -> dict[str, float]:
     """
     from retrieval_train.world import open_world
 
-    run = RunDir(Path(run_dir))
+    run = RunDir(Path(run_dir).resolve())
     rank = int(os.environ.get("RANK", "0"))
     with _logging_to(run, rank):
         try:
+            _enter_submit_folder(run)
             config = load(run)
             _set_threads(config.run.threads)
             with open_world(config.run.device) as world:
@@ -123,7 +128,14 @@ def start(run_dir: Path) -> dict[str, float]:
             raise
         except BaseException as error:
             log.error("rank %d: %s", rank, "".join(traceback.format_exception(error)))
+            _say_why(run, rank, error)
             raise
+
+
+def _enter_submit_folder(run: RunDir) -> None:
+    """Relative paths of a config count from where it was submitted; its ranks are started in the run's `code/`."""
+    if run.plan.is_file():
+        os.chdir(read_json(run.plan)["cwd"])
 
 
 class Progress:
@@ -144,25 +156,27 @@ class Progress:
 
 @contextlib.contextmanager
 def _state_of(run: RunDir, world: World) -> Iterator[None]:
-    """Keeps the run's `state` while the job runs, and says in `error.txt` why it failed."""
+    """Keeps the run's `state` while the job runs."""
     if world.rank == 0:
         run.error.unlink(missing_ok=True)
         run.set_state("running")
     world.barrier()
     try:
         yield
+        world.barrier()  # done means: on all ranks
     except Preempted:
         if world.rank == 0:
             run.set_state("preempted")
         raise
-    except BaseException as error:
-        # the rank that fails first has the reason; the others fail after it, because their collectives break
-        if not run.error.exists():
-            write_text(run.error, f"{_in_words(error)}\n(rank {world.rank}; {run.log(world.rank)})\n")
-            run.set_state("failed")
-        raise
     if world.rank == 0:
         run.set_state("done")
+
+
+def _say_why(run: RunDir, rank: int, error: BaseException) -> None:
+    """The rank that fails first has the reason; the others fail after it, because their collectives break."""
+    if not run.error.exists() and run.state != "done":  # what breaks while a done run is taken down is in the log
+        write_text(run.error, f"{_in_words(error)}\n(rank {rank}; {run.log(rank)})\n")
+        run.set_state("failed")
 
 
 def _in_words(error: BaseException) -> str:

@@ -105,9 +105,12 @@ def load(model: type[Model], path: Path) -> Model:
     return check(model, read(path), where=str(path))
 
 
-def identity(config: BaseModel) -> str:
-    """8 hex digits of what the run *is*: equal for the same experiment on other nodes, devices, folders or trackers."""
-    values = _without_places(config)
+def identity(config: BaseModel, inputs: Mapping[str, str]) -> str:
+    """8 hex digits of what the run *is*: equal for the same experiment on other nodes, devices, folders or trackers.
+
+    `inputs` are the digests of what the config's paths lead to: the same name with other content is another run.
+    """
+    values = {"config": _without_places(config), "inputs": dict(inputs)}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -163,7 +166,9 @@ def _problem(model: type[BaseModel], values: Mapping[str, Any], item: Any) -> tu
         if kind == "union_tag_not_found":
             return f"{path}.name".lstrip("."), f"is required and missing; one of: {', '.join(names)}"
         tag = str(context.get("tag"))
-        return f"{path}.name".lstrip("."), f"'{tag}' is unknown{_did_you_mean(tag, names)}; there are: {', '.join(names)}"
+        return f"{path}.name".lstrip(
+            "."
+        ), f"'{tag}' is unknown{_did_you_mean(tag, names)}; there are: {', '.join(names)}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return path or "config", message
@@ -255,4 +260,4 @@ def _without_places(value: Any) -> Any:
         return {str(key): _without_places(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_places(inner) for inner in value]
-    return value.name if isinstance(value, Path) else value
+    return None if isinstance(value, Path) else value  # its content is among the inputs

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,6 +48,11 @@ class RunDir:
     def scheduler(self) -> Path:
         """What the scheduler and submitit write: stdout and stderr of each task, the pickled `Launch`."""
         return self.path / "logs" / "scheduler"
+
+    @property
+    def ticket(self) -> Path:
+        """Which process or SLURM job the last submit made of the run."""
+        return self.scheduler / "ticket.json"
 
     @property
     def metrics(self) -> Path:
@@ -134,6 +140,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_names(path: Path, names: Iterable[str]) -> None:
+    """One name a line; a line break inside a name is escaped."""
+    lines = (name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r") for name in names)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_names(path: Path) -> list[str]:
+    plain = {"n": "\n", "r": "\r", "\\": "\\"}
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [re.sub(r"\\(.)", lambda found: plain[found[1]], line) for line in lines]
 
 
 @contextlib.contextmanager

@@ -35,9 +35,16 @@ def run_ranks(function: Any, ranks: int, *args: Any, timeout_s: float = 300) -> 
         children = []
         for rank in range(ranks):
             env = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(ranks)}
+            env |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+                "LOCAL_WORLD_SIZE": str(ranks),
+            }
             log = (Path(folder) / f"log.{rank}").open("w+")
-            child = subprocess.Popen([sys.executable, "-c", _CHILD, str(task)], env=env, cwd=ROOT, stdout=log, stderr=log)
+            child = subprocess.Popen(
+                [sys.executable, "-c", _CHILD, str(task)], env=env, cwd=ROOT, stdout=log, stderr=log
+            )
             children.append((child, log))
         try:
             codes = [child.wait(timeout_s) for child, _ in children]

@@ -11,6 +11,7 @@ from torch import Tensor
 from retrieval_train.engine import checkpoint
 from retrieval_train.engine.params import MOMENTS, Optimizer, set_lr, squared_norm
 from retrieval_train.heads.centres import Head
+from retrieval_train.rundir import write_names
 from retrieval_train.world import World
 
 
@@ -44,7 +45,7 @@ class CentreStep:
         moments: dict[str, Any] = self._optimizer.state.get(centre, {})
         tensors = {"centre": centre} | {name: moments.get(name, torch.zeros_like(centre)) for name in MOMENTS}
         checkpoint.write_tensors(folder / f"centres-{self._world.rank:05d}.safetensors", tensors)
-        checkpoint.write_classes(folder / f"classes-{self._world.rank:05d}.txt", self._head.class_names)
+        write_names(folder / f"classes-{self._world.rank:05d}.txt", self._head.class_names)
 
     def load(self, folder: Path, *, updates: int) -> None:
         """Take this rank's classes from whichever parts hold them. Raises CheckpointError for a class in none."""

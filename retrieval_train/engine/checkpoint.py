@@ -13,16 +13,16 @@ Any number of parts in any order: 8 ranks write what 3 ranks read.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from retrieval_train.rundir import read_json, write_json
+from retrieval_train.rundir import read_json, read_names, write_json
 
 SCHEMA = 1
 
@@ -36,10 +36,6 @@ class CheckpointError(ValueError):
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def write_classes(path: Path, names: list[str]) -> None:
-    path.write_text("".join(name + "\n" for name in names), encoding="utf-8")
 
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:
@@ -91,16 +87,30 @@ def read_centres(folder: Path, wanted: list[str]) -> dict[str, dict[str, Tensor]
     wanted_set = set(wanted)
     found: dict[str, dict[str, Tensor]] = {}
     for names_file in sorted(folder.glob("classes-*.txt")):
-        names = names_file.read_text(encoding="utf-8").splitlines()
+        names = read_names(names_file)
         rows = [(row, name) for row, name in enumerate(names) if name in wanted_set]
         if not rows:
             continue
-        part = load_file(folder / names_file.name.replace("classes-", "centres-").replace(".txt", ".safetensors"))
+        part = load_file(_centres_beside(names_file))
         for kind, table in part.items():
             if len(table) != len(names):
                 raise CheckpointError(f"{names_file} has {len(names)} names for {len(table)} centres")
             found.setdefault(kind, {}).update({name: table[row] for row, name in rows})
     return found
+
+
+def read_all_centres(folder: Path) -> tuple[list[str], Tensor]:
+    """Every class name, and the centres (rows x K x D) in the same order."""
+    names: list[str] = []
+    tables = []
+    for names_file in sorted(folder.glob("classes-*.txt")):
+        names += read_names(names_file)
+        tables.append(load_file(_centres_beside(names_file))["centre"])
+    return names, torch.cat(tables)
+
+
+def _centres_beside(names_file: Path) -> Path:
+    return names_file.with_name(names_file.name.replace("classes-", "centres-")).with_suffix(".safetensors")
 
 
 def _sha256(path: Path) -> str:
@@ -109,11 +119,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def as_json(value: Any) -> Any:
-    """What JSON makes of `value`: so that a comparison with a stored one is one of like with like."""
-    return json.loads(json.dumps(value))
 
 
 def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:

@@ -79,7 +79,9 @@ class Plain:
 
         if self._world.rank == 0:
             moments = {
-                f"{name}.{kind}": self._optimizer.state[p][kind] for name, p in self._trained.items() for kind in MOMENTS
+                f"{name}.{kind}": self._optimizer.state[p][kind]
+                for name, p in self._trained.items()
+                for kind in MOMENTS
             }
             checkpoint.write_tensors(folder / "model.safetensors", self.trained_weights())
             checkpoint.write_tensors(folder / "optimizer-00000.safetensors", moments)

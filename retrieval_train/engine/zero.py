@@ -60,7 +60,10 @@ class Config(EngineConfig):
             },
         }
         if self.stage == 3:
-            values["zero_optimization"] |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 0}
+            values["zero_optimization"] |= {
+                "stage3_prefetch_bucket_size": bucket,
+                "stage3_param_persistence_threshold": 0,
+            }
         return values
 
     def build(self, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int) -> Zero:
@@ -194,9 +197,7 @@ class Zero:
 
         if self._config.stage == 0:
             return parameter.detach() if kind is None else self._optimizer.state[parameter][kind]
-        whole = (
-            safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
-        )
+        whole = safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
         return whole.view(self._shape(parameter))  # type: ignore[no-any-return]
 
     def _put(self, parameter: Any, whole: Tensor) -> None:

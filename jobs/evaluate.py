@@ -1,0 +1,256 @@
+"""Evaluate an export by retrieval: every rank embeds and searches its parts, rank 0 writes the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from jobs.job import JobConfig, Progress
+from retrieval_train.config import Section
+from retrieval_train.evaluation import embed, index
+from retrieval_train.rundir import RunDir
+
+if TYPE_CHECKING:
+    from retrieval_train.data.reader import Reader
+    from retrieval_train.data.view import View
+    from retrieval_train.evaluation.gallery import Gallery
+    from retrieval_train.evaluation.metrics import Scores, Truth
+    from retrieval_train.evaluation.search import Hits
+    from retrieval_train.models.embedder import Embedder
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+Baseline = Literal["chance", "raw_pixels", "untrained"]
+MOST_HITS = 10  # what the metrics read
+
+
+class EvaluationData(Section):
+    """What is searched for, and in what."""
+
+    set: str
+    """Set name: a folder under shards_root."""
+    split: Literal["dev", "test"] = "dev"
+    """Its queries are searched in its index and distractors, all domains in one."""
+
+
+class Config(JobConfig):
+    """Evaluate an export."""
+
+    job: Literal["evaluate"]
+    model: Path
+    """An export folder: <run folder>/export."""
+    compare: dict[str, Path] = Field(default={})
+    """More exports to stand beside it in the table, by the name of their column."""
+    baselines: tuple[Baseline, ...] = ("chance", "raw_pixels", "untrained")
+    """What the model is held against; untrained is what its first training stage started from."""
+    data: EvaluationData
+    """What is searched."""
+    embed: embed.Config = embed.Config()
+    """How images become vectors."""
+    index: index.Config = index.Config()
+    """How vectors are searched."""
+
+    @field_validator("model")
+    @classmethod
+    def _model_as_it_is_now(cls, model: Path) -> Path:
+        return model.resolve() if model.exists() else model
+
+    @field_validator("compare")
+    @classmethod
+    def _compared_as_they_are_now(cls, compare: dict[str, Path]) -> dict[str, Path]:
+        taken = {"trained", "merged", "chance", "raw_pixels", "untrained"} & set(compare)
+        if taken:
+            raise ValueError(f"'{min(taken)}' is the name of another column; choose another one")
+        return {name: path.resolve() if path.exists() else path for name, path in compare.items()}
+
+    def problems(self) -> list[tuple[str, str]]:
+        from shards.manifest import Manifest, ShardError
+
+        found = []
+        for key, path in {"model": self.model, **{f"compare.{name}": p for name, p in self.compare.items()}}.items():
+            if not (path / "model.json").is_file():
+                text = f"{path} is no export: it has no model.json; train first, then give <run folder>/export"
+                found.append((key, text))
+        try:
+            manifest = Manifest.load(self.shards_root / self.data.set)
+        except ShardError as error:
+            return [*found, ("data.set", str(error))]
+        if not (manifest.select(self.data.split, "query") and manifest.select(self.data.split, "index")):
+            there = ", ".join(sorted({f"{shard.split}/{shard.role}" for shard in manifest.shards}))
+            found.append(
+                (
+                    "data.split",
+                    f"set '{self.data.set}' has no {self.data.split} queries and index to evaluate on, only {there}; "
+                    "make it again with `shards make ... --dev-fraction 0.2` or a split column",
+                )
+            )
+        return found
+
+    def inputs(self) -> dict[str, str]:
+        from shards.manifest import Manifest
+
+        models = {"model": self.model, **{f"compare.{name}": path for name, path in self.compare.items()}}
+        sums = {key: json.loads((path / "model.json").read_text())["sha256"] for key, path in models.items()}
+        return sums | {"data.set": Manifest.load(self.shards_root / self.data.set).digest}
+
+
+def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
+    """The merged metrics of the model; `report.json` and `report.html` hold the rest."""
+    from retrieval_train.data.reader import Reader
+    from retrieval_train.evaluation import metrics
+    from retrieval_train.evaluation.baselines import chance
+    from shards.manifest import Manifest
+
+    manifest = Manifest.load(config.shards_root / config.data.set)
+    shards = {role: manifest.select(config.data.split, role) for role in ("query", "index", "distractor")}
+    query, searched = Reader(manifest, shards["query"]), Reader(manifest, shards["index"] + shards["distractor"])
+    truth = metrics.Truth(
+        query_label_Q=query.labels(),
+        query_domain_Q=query.domains(),
+        index_label_N=searched.labels(),
+        index_domain_N=searched.domains(),
+        domains=manifest.domains,
+    )
+    hits: dict[str, Hits] = {}
+    for name, source in _sources(config, world):
+        log.info("%s: embedding and searching", name)
+        hits[name] = _search(name, source, query, searched, config, run, world)
+    if world.rank != 0:
+        return {}
+    scores = {name: metrics.evaluate(found, truth) for name, found in hits.items()}
+    if "chance" in config.baselines:
+        scores["chance"] = chance(truth)
+    _write(config, run, scores, truth, _gallery(hits["trained"], truth, query, searched, config, run))
+    return scores["trained"]["merged"]
+
+
+def _sources(config: Config, world: World) -> Iterator[tuple[str, embed.Source]]:
+    """Whatever is evaluated, by the name of its column; each is built when its turn comes."""
+    from retrieval_train.models import exported
+
+    card, _ = exported.read_card(config.model)
+    if "raw_pixels" in config.baselines:
+        yield "raw_pixels", _raw_pixels()
+    if "untrained" in config.baselines:
+        yield "untrained", _source(_beginning(card.began), card.view, card.began.backbone.image_px, world)
+    for name, folder in {**config.compare, "trained": config.model}.items():
+        card, _ = exported.read_card(folder)
+        yield name, _source(exported.load(folder), card.view, card.backbone.image_px, world)
+
+
+def _beginning(began: Any) -> Embedder:
+    """What training started from. Pretrained features are compared as they are: the neck was random then."""
+    from retrieval_train.models.necks.identity import Config as Identity
+
+    if began.backbone.is_pretrained:
+        began = began.model_copy(update={"neck": Identity()})
+    embedder: Embedder = began.build()
+    return embedder
+
+
+def _source(embedder: Embedder, view: View, image_px: int, world: World) -> embed.Source:
+    embedder = embedder.to(world.device).eval()
+    return embed.Source(prepare=lambda image_CHW: view.apply(image_CHW, image_px), embed=embedder)
+
+
+def _raw_pixels() -> embed.Source:
+    import torch
+
+    from retrieval_train.evaluation.baselines import raw_pixels
+
+    return embed.Source(
+        prepare=lambda image_CHW: torch.from_numpy(raw_pixels(image_CHW.permute(1, 2, 0).numpy())),
+        embed=lambda vectors_ND: vectors_ND,
+    )
+
+
+def _search(
+    name: str, source: embed.Source, query: Reader, searched: Reader, config: Config, run: RunDir, world: World
+) -> Hits:
+    """The best hits of every query. Every rank searches all queries in its own parts; all ranks have the merged hits."""
+    from retrieval_train.evaluation.index import build_index
+    from retrieval_train.evaluation.search import merge_hits, search_part
+
+    folder = run.embeddings / name
+    progress = Progress(run, world, f"embed {name}", total=len(query) + len(searched), unit="images")
+    queries = embed.embed(source, query, folder / "query", world, config.embed, shown=_scaled(progress, world, 0))
+    in_index = embed.embed(
+        source, searched, folder / "index", world, config.embed, shown=_scaled(progress, world, len(query))
+    )
+    progress.show(len(query) + len(searched))
+    query_QD, _ = queries.vectors(range(len(queries.parts)))
+    vectors_ND, number_N = in_index.vectors(in_index.mine(world))
+    id_N = _ids_by_key(in_index.keys())[number_N]
+    part = build_index(vectors_ND, config=config.index, gpu=world.device.index or 0)
+    mine = search_part(part, vectors_ND=vectors_ND, id_N=id_N, query_QD=query_QD, k=MOST_HITS)
+    merged = merge_hits(world.every(mine), k=MOST_HITS)
+    return _as_numbers(merged, in_index.keys())
+
+
+def _scaled(progress: Progress, world: World, before: int) -> Callable[[int], None]:
+    """Rank 0 shows for all: its parts are its share."""
+    return lambda done: progress.show(before + done * world.size)
+
+
+def _ids_by_key(keys: list[str]) -> Any:
+    """For each sample its place among the keys sorted as bytes: ties are won by the smaller key."""
+    import numpy as np
+
+    order = sorted(range(len(keys)), key=lambda number: keys[number].encode())
+    ids = np.empty(len(keys), np.int64)
+    ids[order] = np.arange(len(keys))
+    return ids
+
+
+def _as_numbers(hits: Hits, keys: list[str]) -> Hits:
+    """Hits whose ids are sample numbers again."""
+    import numpy as np
+
+    from retrieval_train.evaluation.search import Hits
+
+    number_of = np.append(np.argsort(_ids_by_key(keys)), -1)  # id -1, no hit, stays -1
+    return Hits(hits.score_QK, number_of[hits.id_QK])
+
+
+def _gallery(hits: Hits, truth: Truth, query: Reader, searched: Reader, config: Config, run: RunDir) -> Gallery:
+    from retrieval_train.evaluation.gallery import Gallery
+
+    folder = run.embeddings / "trained"
+    query_keys = embed.Embeddings(folder / "query", len(query)).keys()
+    index_keys = embed.Embeddings(folder / "index", len(searched)).keys()
+    where = {key: (query, number) for number, key in enumerate(query_keys)}
+    where |= {key: (searched, number) for number, key in enumerate(index_keys)}
+
+    def picture(key: str) -> bytes:
+        reader, number = where[key]
+        return reader.read(number).image
+
+    labels = query.manifest.classes.class_names()
+    return Gallery(hits=hits, truth=truth, query_keys=query_keys, index_keys=index_keys, labels=labels, picture=picture)
+
+
+def _write(config: Config, run: RunDir, scores: dict[str, Scores], truth: Truth, gallery: Gallery) -> None:
+    from retrieval_train.evaluation import metrics, report
+    from retrieval_train.models import exported
+    from retrieval_train.rundir import read_json
+
+    _, card = exported.read_card(config.model)
+    facts = {key: card[key] for key in ("run", "step", "dim", "sha256") if key in card}
+    plan = read_json(run.plan) if run.plan.is_file() else {}
+    trained = scores.pop("trained")
+    written = report.Report(
+        metrics=trained,
+        baselines=scores,
+        counts=metrics.count(truth),
+        command=str(plan.get("command", f"python -m jobs {run.path}")),
+        model={"name": config.run.name, "export": str(config.model), **facts},
+        index={**config.index.model_dump(), "images": len(truth.index_label_N), "dim": card["dim"]},
+    )
+    written.write(run.report)
+    report.write_page(written, run.page, gallery=gallery)

@@ -1,0 +1,96 @@
+"""Turn a checkpoint of a train run into one safetensors with LoRA merged. Every train run does this at its end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from jobs.job import JobConfig
+from retrieval_train.rundir import RunDir
+
+if TYPE_CHECKING:
+    from jobs.train import Config as TrainConfig
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+
+class Config(JobConfig):
+    """Export a checkpoint of a train run into this run's `export/`."""
+
+    job: Literal["export"]
+    train: Path
+    """The train run's folder."""
+    step: int | None = Field(default=None, ge=1)
+    """Which checkpoint; null takes the latest."""
+
+    @field_validator("train")
+    @classmethod
+    def _as_it_is_now(cls, train: Path) -> Path:
+        return train.resolve() if train.exists() else train
+
+    def checkpoint(self) -> Path | None:
+        source = RunDir(self.train)
+        return source.latest_checkpoint() if self.step is None else source.checkpoint(self.step)
+
+    def problems(self) -> list[tuple[str, str]]:
+        folder = self.checkpoint()
+        if folder is None or not (folder / "state.json").is_file():
+            there = sorted(path.name for path in RunDir(self.train).checkpoints.glob("step-*"))
+            return [("train", f"{self.train} has no such checkpoint; there are: {', '.join(there) or 'none'}")]
+        return []
+
+    def inputs(self) -> dict[str, str]:
+        import hashlib
+
+        folder = self.checkpoint()
+        assert folder is not None, "problems() looked"
+        return {"checkpoint": hashlib.sha256((folder / "sums.json").read_bytes()).hexdigest()}
+
+
+def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
+    """Rank 0 exports; the others wait."""
+    from jobs import job
+
+    folder = config.checkpoint()
+    assert folder is not None, "problems() looked"
+    if world.rank == 0:
+        source: TrainConfig = job.load(RunDir(config.train))  # type: ignore[assignment]
+        write_export(source, folder, run.export)
+    world.barrier()
+    return {}
+
+
+def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
+    """Build the embedder as the run did, put the checkpoint's tensors in, merge the adapters, write."""
+    import torch
+
+    from jobs.train import fresh_embedder
+    from retrieval_train.engine.checkpoint import Tensors, read_all_centres, read_state
+    from retrieval_train.models import exported, lora
+    from retrieval_train.rundir import written_aside
+
+    state = read_state(checkpoint)
+    embedder = fresh_embedder(config)
+    trained = dict(embedder.named_parameters())
+    weights = Tensors(checkpoint, "model.safetensors")
+    with torch.no_grad():
+        for name in weights.names():
+            trained[name].copy_(weights[name])
+    if config.lora:
+        lora.merge(embedder)
+    start = exported.Start(backbone=config.backbone, neck=config.neck, seed=config.seed)
+    if config.init:
+        start = exported.read_card(config.init.model)[0].began
+    card = exported.Card(
+        backbone=config.backbone, neck=config.neck, view=config.data.view, seed=config.seed, began=start
+    )
+    names, centre_CKD = read_all_centres(checkpoint)
+    facts = {"run": config.run.name, "step": state["step"], "classes": len(names)}
+    with written_aside(export) as folder:
+        exported.save(folder, embedder, card, facts)
+        exported.save_centres(folder, names, centre_CKD)
+    log.info("exported %s", export)

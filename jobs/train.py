@@ -1,0 +1,246 @@
+"""Train an embedder: tar shards -> DeepSpeed ZeRO with a margin head sharded over the ranks -> an export."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.job import JobConfig, Preempted, Progress
+from retrieval_train.choice import Chosen
+from retrieval_train.config import Section
+from retrieval_train.data.loader import DataConfig
+from retrieval_train.engine.engine import EngineConfig
+from retrieval_train.engine.params import Optimizer
+from retrieval_train.engine.schedule import ScheduleConfig
+from retrieval_train.engine.watchers import CheckpointConfig
+from retrieval_train.heads.rule import RuleConfig
+from retrieval_train.losses.loss import LossConfig
+from retrieval_train.losses.softmax import Config as Softmax
+from retrieval_train.models import lora
+from retrieval_train.models.backbones.backbone import BackboneConfig
+from retrieval_train.models.necks.linear import Config as LinearNeck
+from retrieval_train.models.necks.neck import NeckConfig
+from retrieval_train.rundir import RunDir
+from retrieval_train.tracking import Config as Tracking
+
+if TYPE_CHECKING:
+    from retrieval_train.data.loader import Loader
+    from retrieval_train.engine.stop import Ending
+    from retrieval_train.models.embedder import Embedder
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+
+class Length(Section):
+    """How long: epochs or steps, one of them."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the mixture."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Length:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("needs either epochs or steps, and not both; the other one can be set to null")
+        return self
+
+    def num_steps(self, epoch_steps: int) -> int:
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * epoch_steps))
+
+
+class Init(Section):
+    """Start from the export of an earlier run: its backbone and neck, and its centres of classes of the same name."""
+
+    model: Path
+    """An export folder: <run folder>/export."""
+
+    @field_validator("model")
+    @classmethod
+    def _as_it_is_now(cls, model: Path) -> Path:
+        """`runs/<name>` follows the newest run of that name: the config says which one that was."""
+        return model.resolve() if model.exists() else model
+
+
+class Config(JobConfig):
+    """Train an embedder."""
+
+    job: Literal["train"]
+    backbone: Annotated[BackboneConfig, Chosen("retrieval_train.models.backbones")]
+    """Image -> features."""
+    neck: Annotated[NeckConfig, Chosen("retrieval_train.models.necks")] = LinearNeck()
+    """Features -> embedding."""
+    lora: lora.Config | None = None
+    """Adapters in a frozen backbone; null trains the whole backbone."""
+    head: Annotated[RuleConfig, Chosen("retrieval_train.heads")]
+    """Embedding -> logits: the margin rule over class centres."""
+    loss: Annotated[LossConfig, Chosen("retrieval_train.losses")] = Softmax()
+    """Logits -> one number."""
+    data: DataConfig
+    """Which images."""
+    engine: Annotated[EngineConfig, Chosen("retrieval_train.engine")]
+    """What steps the weights."""
+    optimizer: Optimizer = Optimizer()
+    """How the weights are stepped."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the steps."""
+    length: Length
+    """How long."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is saved on the way."""
+    tracking: Tracking = Tracking()
+    """Where the numbers go."""
+    init: Init | None = None
+    """Start from an earlier run's export."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = self.data.problems(self.shards_root)
+        found += [(f"backbone.{key}", text) for key, text in self.backbone.problems()]
+        if self.init and not (self.init.model / "model.json").is_file():
+            found.append(("init.model", f"{self.init.model} is no export: it has no model.json; train that run first"))
+        return found
+
+    def inputs(self) -> dict[str, str]:
+        found = {f"data.{m.name}": m.digest for m in self.data.manifests(self.shards_root)}
+        if (file := self.backbone.weights_file()) is not None:  # its sum would take too long for large weights
+            found["backbone.weights"] = f"{file.name}, {file.stat().st_size} bytes"
+        if self.init is not None:
+            found["init.model"] = json.loads((self.init.model / "model.json").read_text())["sha256"]
+        return found
+
+
+def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
+    """Train to the end, or save and raise Preempted; the last step's figures. Resumes from `checkpoints/latest`."""
+    from retrieval_train.data.loader import build_loader
+    from retrieval_train.engine.loop import train
+    from retrieval_train.engine.stop import Stop
+    from retrieval_train.engine.watchers import Checkpoint, Show, Track
+    from retrieval_train.heads.centres import Head
+    from retrieval_train.learner import Learner
+    from retrieval_train.models import exported
+    from retrieval_train.tracking import cut_metrics, open_tracker
+
+    loader = build_loader(
+        config.data,
+        config.shards_root,
+        world,
+        image_px=config.backbone.image_px,
+        accumulate=config.engine.accumulate,
+        seed=config.seed,
+    )
+    num_steps = config.length.num_steps(loader.order.epoch_steps)
+    embedder = fresh_embedder(config).to(world.device)
+    lora.check_alive(embedder, image_px=config.backbone.image_px)
+    head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
+    if config.init:
+        head.take(exported.read_centres(config.init.model))
+    learner = Learner(embedder, head, config.loss, world)
+    engine = config.engine.build(learner, config.optimizer, config.schedule.build(num_steps), seed=config.seed)
+
+    before = _resumed(engine, run, loader)
+    if world.rank == 0:
+        cut_metrics(run.metrics, last_step=engine.step)
+    _tell(config, loader, embedder, num_steps, engine.step)
+    values = config.model_dump(mode="json")
+    tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values, id=before.get("tracker"))
+    extra = {"tracker": tracker.id, "sets": _sets(loader), "config": values, "batch": config.data.batch}
+    checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
+    progress = Progress(run, world, "train", total=num_steps, unit="steps")
+    watchers = [
+        Track(tracker, epoch_steps=loader.order.epoch_steps),
+        Show(progress.show, num_steps=num_steps),
+        checkpoints,
+    ]
+    stop = Stop(world, max_minutes=config.run.max_minutes)
+    failed = True
+    try:
+        with stop.listening():
+            ending = train(engine, loader.draws(engine.step, num_steps), watchers, stop)
+        _after(ending, engine.step, checkpoints)
+        failed = False
+    finally:
+        tracker.close(failed=failed)
+        with contextlib.suppress(Exception):
+            engine.close()
+    if world.rank == 0:
+        from jobs.export import write_export
+
+        write_export(config, run.checkpoint(num_steps), run.export)
+        _write_page(run)
+    world.barrier()
+    return {"steps": float(num_steps)}
+
+
+def fresh_embedder(config: Config) -> Embedder:
+    """The embedder before the first step, adapters included. On the CPU."""
+    from retrieval_train.models import exported
+    from retrieval_train.models.embedder import build_embedder
+
+    embedder = build_embedder(config.backbone, config.neck, seed=config.seed, with_weights=config.init is None)
+    if config.init:
+        exported.put_weights(embedder, config.init.model)
+    if config.lora:
+        config.lora.apply(embedder)
+    return embedder
+
+
+class Diverged(ValueError):
+    """The loss is no number any more."""
+
+
+def _after(ending: Ending, step: int, checkpoints: Any) -> None:
+    """Save; raise what the ending means."""
+    if ending == "not finite":
+        raise Diverged(
+            f"the loss is not a finite number at step {step + 1}; the last checkpoint is kept. Lower optimizer.lr or "
+            "head_lr, or set engine.clip_norm lower, in a new run"
+        )
+    checkpoints.save()
+    if ending != "finished":
+        raise Preempted(f"{ending} at step {step}; saved")
+
+
+def _resumed(engine: Any, run: RunDir, loader: Loader) -> dict[str, Any]:
+    """What the latest checkpoint says beside the engine's state; {} for a new run."""
+    latest = run.latest_checkpoint()
+    if latest is None:
+        return {}
+    extra: dict[str, Any] = engine.load(latest)
+    if extra["sets"] != _sets(loader):
+        changed = sorted(name for name, digest in _sets(loader).items() if extra["sets"].get(name) != digest)
+        raise ValueError(f"the shard set {', '.join(changed)} was changed since {latest} was saved; start a new run")
+    log.info("going on from %s", latest)
+    return extra
+
+
+def _sets(loader: Loader) -> dict[str, str]:
+    return {reader.manifest.name: reader.manifest.digest for reader in loader.readers}
+
+
+def _tell(config: Config, loader: Loader, embedder: Embedder, num_steps: int, step: int) -> None:
+    trained = sum(parameter.numel() for parameter in embedder.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in embedder.parameters())
+    samples, classes = sum(map(len, loader.readers)), len(loader.labels.names)
+    log.info("%s: %s of %s weights are trained", config.backbone.name, f"{trained:,}", f"{total:,}")
+    log.info("%s images of %s classes, %d steps an epoch", f"{samples:,}", f"{classes:,}", loader.order.epoch_steps)
+    log.info("steps %d to %d on %d ranks of %s", step + 1, num_steps, loader.world.size, loader.world.device.type)
+
+
+def _write_page(run: RunDir) -> None:
+    """Curves of the run as `report.html`."""
+    from retrieval_train import page
+    from retrieval_train.rundir import write_text
+
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    shown = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm", "images_per_s": "images a second"}
+    curves = [page.curve({run.path.name: (steps, [line[key] for line in lines])}, ylabel=y) for key, y in shown.items()]
+    body = page.Markup("").join(curves)
+    lead = f"{len(lines)} steps, {lines[-1]['images']:,} images; the last loss is {lines[-1]['loss']:.4f}."
+    write_text(run.page, page.page(f"Training run {run.path.name}", lead=lead, sections=[page.Section("Curves", body)]))

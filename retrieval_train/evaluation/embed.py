@@ -1,0 +1,187 @@
+"""Images -> vectors, over all ranks, in parts that are fixed ranges of the samples.
+
+A part is a file: a job that was stopped goes on with the parts that are missing, on any number of ranks. Beside the
+vectors stand the samples' keys, so that embeddings can be used without the shard set.
+
+Legend: N images of a part, D dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from retrieval_train.config import Section, place
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retrieval_train.data.reader import Reader
+    from retrieval_train.world import World
+
+
+class Config(Section):
+    """How images are embedded."""
+
+    batch: int = Field(default=64, ge=1, json_schema_extra=place())
+    """Images of one forward, on each rank."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16; vectors are stored in float32 all the same."""
+    workers: int = Field(default=1, ge=0, json_schema_extra=place())
+    """Processes of each rank that decode; 0 decodes between the forwards."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What turns images into vectors: `prepare` in the worker processes, `embed` on the rank's device."""
+
+    prepare: Callable[[Tensor], Tensor]
+    """uint8 (3, H, W) -> what is stacked."""
+    embed: Callable[[Tensor], Tensor]
+    """A stack on the rank's device -> (N, D)."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A folder of parts."""
+
+    folder: Path
+    num_samples: int
+
+    @property
+    def parts(self) -> list[range]:
+        """The ranges of samples: the same on any number of ranks; at least 64 parts of a large set."""
+        size = min(max(-(-self.num_samples // 64), 32), 65536)
+        return [range(at, min(at + size, self.num_samples)) for at in range(0, self.num_samples, size)]
+
+    def file(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.npy"
+
+    def mine(self, world: World) -> list[int]:
+        """The parts of this rank."""
+        return list(range(world.rank, len(self.parts), world.size))
+
+    def vectors(self, parts: Sequence[int]) -> Any:
+        """Unit vectors of some parts, (rows, D) float32, and their sample numbers."""
+        if not parts:
+            dim = np.load(self.file(0), mmap_mode="r").shape[1]
+            return np.empty((0, dim), np.float32), np.empty(0, np.int64)
+        rows = np.concatenate([np.load(self.file(part)) for part in parts])
+        numbers = np.concatenate([np.arange(r.start, r.stop) for r in (self.parts[part] for part in parts)])
+        length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        return (rows / np.maximum(length, 1e-12)).astype(np.float32), numbers
+
+    def keys(self) -> list[str]:
+        """The key of every sample, in order."""
+        import pyarrow.parquet
+
+        return [str(key) for key in pyarrow.parquet.read_table(self.folder / "keys.parquet")["key"].to_pylist()]
+
+
+def embed(
+    source: Source, reader: Reader, folder: Path, world: World, config: Config, *, shown: Callable[[int], None]
+) -> Embeddings:
+    """Embed every sample of `reader`; parts that lie in `folder` already are kept. Collective.
+
+    `shown` is told how many images this rank has done. Raises ValueError that names an image that does not decode, and
+    one whose vector is not finite.
+    """
+    out = Embeddings(folder, len(reader))
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [part for part in out.mine(world) if not (out.file(part).is_file() and _keys_file(out, part).is_file())]
+    done = 0
+    for part, (keys, vectors_ND) in zip(missing, _embedded(source, reader, out, missing, world, config), strict=True):
+        bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
+        if len(bad):
+            raise ValueError(f"the vector of '{keys[bad[0]]}' is not finite; the model is broken or fp16 overflowed")
+        _write_part(out, part, keys, vectors_ND)
+        done += len(keys)
+        shown(done)
+    world.barrier()
+    if world.rank == 0:
+        _join_keys(out)
+    world.barrier()
+    return out
+
+
+def _embedded(
+    source: Source, reader: Reader, out: Embeddings, missing: Sequence[int], world: World, config: Config
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Keys and vectors of each missing part."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    batches = [
+        out.parts[part][at : at + config.batch]
+        for part in missing
+        for at in range(0, len(out.parts[part]), config.batch)
+    ]
+    loader: Any = DataLoader(
+        _Images(reader, source.prepare),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=batches,  # type: ignore[arg-type]
+        num_workers=config.workers,
+        collate_fn=lambda pair: pair,
+    )
+    stream = iter(loader)
+    for part in missing:
+        keys: list[str] = []
+        rows = []
+        while len(keys) < len(out.parts[part]):
+            some, stacked = next(stream)
+            bf16 = config.precision == "bf16"
+            with torch.inference_mode(), torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
+                rows.append(source.embed(stacked.to(world.device)).float().cpu().numpy())
+            keys += some
+        yield keys, np.concatenate(rows)
+
+
+class _Images:
+    """What torch's DataLoader takes for a dataset: a range of samples -> their keys and their prepared stack."""
+
+    def __init__(self, reader: Reader, prepare: Callable[[Tensor], Tensor]) -> None:
+        self._reader, self._prepare = reader, prepare
+
+    def __getitem__(self, numbers: range) -> tuple[list[str], Tensor]:
+        import torch
+
+        from retrieval_train.data.decode import decode
+
+        torch.set_num_threads(1)
+        found = [self._reader.read(number) for number in numbers]
+        stack = torch.stack([self._prepare(decode(sample.image, key=sample.key)) for sample in found])
+        return [sample.key for sample in found], stack
+
+
+def _keys_file(out: Embeddings, part: int) -> Path:
+    return out.folder / f"part-{part:05d}.keys.parquet"
+
+
+def _write_part(out: Embeddings, part: int, keys: list[str], vectors_ND: np.ndarray) -> None:
+    """Keys first: a part counts as done when both files are there under their names."""
+    import pyarrow
+    import pyarrow.parquet
+
+    aside = out.folder / f".part-{part:05d}.keys.{os.getpid()}"
+    pyarrow.parquet.write_table(pyarrow.table({"key": keys}), aside)
+    aside.replace(_keys_file(out, part))
+    aside = out.folder / f".part-{part:05d}.{os.getpid()}.npy"
+    np.save(aside, vectors_ND.astype(np.float32))
+    aside.replace(out.file(part))
+
+
+def _join_keys(out: Embeddings) -> None:
+    """All parts' keys in one table, in sample order."""
+    import pyarrow
+    import pyarrow.parquet
+
+    tables = [pyarrow.parquet.read_table(_keys_file(out, part)) for part in range(len(out.parts))]
+    aside = out.folder / f".keys.{os.getpid()}"
+    pyarrow.parquet.write_table(pyarrow.concat_tables(tables), aside)
+    aside.replace(out.folder / "keys.parquet")

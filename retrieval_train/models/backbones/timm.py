@@ -1,0 +1,75 @@
+"""Any image model of timm by its name, with the weights of the hub, of a file, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from retrieval_train.models.backbones.backbone import BackboneConfig, Built
+
+
+def _path_or_word(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and value not in ("hub", "none") else value
+
+
+class Config(BackboneConfig):
+    """The classifier is cut off: the features are what timm pools before it."""
+
+    name: Literal["timm"] = "timm"
+    """The backbone."""
+    model: str
+    """timm's name, as `eva02_large_patch14_448.mim_m38m_ft_in22k_in1k` (`timm.list_models()`)."""
+    weights: Annotated[Literal["hub", "none"] | Path, BeforeValidator(_path_or_word)] = "hub"
+    """hub: what timm downloads for the name; none: random; a path: a .safetensors file in timm's own names."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth while training."""
+
+    @property
+    def is_pretrained(self) -> bool:
+        return self.weights != "none"
+
+    def weights_file(self) -> Path | None:
+        return self.weights if isinstance(self.weights, Path) else None
+
+    def problems(self) -> list[tuple[str, str]]:
+        file = self.weights_file()
+        if file is None:
+            return []
+        if file.suffix != ".safetensors":
+            return [("weights", f"{file} is no .safetensors file; pickles (.pth, .bin) run code when they are read")]
+        if not file.is_file():
+            return [("weights", f"{file} does not exist")]
+        return []
+
+    def build(self, *, with_weights: bool = True) -> Built:
+        import timm
+
+        file = self.weights_file()
+        options: dict[str, Any] = {
+            "pretrained": with_weights and self.is_pretrained,
+            "pretrained_cfg_overlay": {"file": str(file)} if with_weights and file else None,
+            "num_classes": 0,
+            "drop_path_rate": self.drop_path,
+        }
+        try:
+            module = self._created(**options)
+        except RuntimeError as error:
+            if "Unknown model" not in str(error):
+                raise
+            near = timm.list_models(f"*{self.model.split('.')[0][:12]}*")[:5]
+            raise ValueError(f"backbone.model: timm has no '{self.model}'; there are: {', '.join(near)} ...") from None
+        cfg = module.pretrained_cfg
+        mean, std = tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"]))
+        return Built(module, module.num_features, mean, std)
+
+    def _created(self, **options: Any) -> Any:
+        import timm
+
+        try:
+            return timm.create_model(self.model, img_size=self.image_px, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return timm.create_model(self.model, **options)  # a convolutional net takes any size and no such argument

@@ -1,0 +1,38 @@
+"""uint8 image -> vector: normalisation, backbone and neck as one module, so that an export is complete."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retrieval_train.models.backbones.backbone import BackboneConfig
+from retrieval_train.models.necks.neck import NeckConfig
+
+
+class Embedder(nn.Module):
+    """Takes uint8 RGB (N, 3, H, W) as it comes from the decoder; gives embeddings (N, D), not normalised."""
+
+    mean_3HW: Tensor
+    std_3HW: Tensor
+
+    def __init__(self, backbone: BackboneConfig, neck: NeckConfig, *, with_weights: bool = True) -> None:
+        super().__init__()
+        built = backbone.build(with_weights=with_weights)
+        self.backbone = built.module
+        self.neck = neck.build(built.num_features)
+        self.dim = neck.dim(built.num_features)
+        # whether a buffer is in the export does not matter: both are in its JSON
+        self.register_buffer("mean_3HW", torch.tensor(built.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std_3HW", torch.tensor(built.std).view(3, 1, 1) * 255, persistent=False)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        normal_NCHW = (image_NCHW.to(self.mean_3HW.dtype) - self.mean_3HW) / self.std_3HW
+        out: Tensor = self.neck(self.backbone(normal_NCHW))
+        return out
+
+
+def build_embedder(backbone: BackboneConfig, neck: NeckConfig, *, seed: int, with_weights: bool = True) -> Embedder:
+    """The embedder with its first weights: the same for the same configs and seed, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Embedder(backbone, neck, with_weights=with_weights)
