@@ -12,7 +12,9 @@ from pydantic import Field, field_validator
 
 from jobs.job import JobConfig, Progress
 from retrieval_train.config import Section
-from retrieval_train.evaluation import embed, index
+from retrieval_train.evaluation import embed
+from retrieval_train.evaluation.embed import Config as Embed
+from retrieval_train.evaluation.index import Config as Index
 from retrieval_train.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -51,9 +53,9 @@ class Config(JobConfig):
     """What the model is held against; untrained is what its first training stage started from."""
     data: EvaluationData
     """What is searched."""
-    embed: embed.Config = embed.Config()
+    embed: Embed = Embed()
     """How images become vectors."""
-    index: index.Config = index.Config()
+    index: Index = Index()
     """How vectors are searched."""
 
     @field_validator("model")
@@ -126,8 +128,8 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     scores = {name: metrics.evaluate(found, truth) for name, found in hits.items()}
     if "chance" in config.baselines:
         scores["chance"] = chance(truth)
-    _write(config, run, scores, truth, _gallery(hits["trained"], truth, query, searched, config, run))
-    return scores["trained"]["merged"]
+    _write(config, run, scores, truth, _gallery(hits["trained"], truth, query, searched, run))
+    return scores["trained"][metrics.MERGED]
 
 
 def _sources(config: Config, world: World) -> Iterator[tuple[str, embed.Source]]:
@@ -218,7 +220,7 @@ def _as_numbers(hits: Hits, keys: list[str]) -> Hits:
     return Hits(hits.score_QK, number_of[hits.id_QK])
 
 
-def _gallery(hits: Hits, truth: Truth, query: Reader, searched: Reader, config: Config, run: RunDir) -> Gallery:
+def _gallery(hits: Hits, truth: Truth, query: Reader, searched: Reader, run: RunDir) -> Gallery:
     from retrieval_train.evaluation.gallery import Gallery
 
     folder = run.embeddings / "trained"
@@ -243,10 +245,9 @@ def _write(config: Config, run: RunDir, scores: dict[str, Scores], truth: Truth,
     _, card = exported.read_card(config.model)
     facts = {key: card[key] for key in ("run", "step", "dim", "sha256") if key in card}
     plan = read_json(run.plan) if run.plan.is_file() else {}
-    trained = scores.pop("trained")
     written = report.Report(
-        metrics=trained,
-        baselines=scores,
+        metrics=scores["trained"],
+        baselines={name: values for name, values in scores.items() if name != "trained"},
         counts=metrics.count(truth),
         command=str(plan.get("command", f"python -m jobs {run.path}")),
         model={"name": config.run.name, "export": str(config.model), **facts},

@@ -21,8 +21,8 @@ from retrieval_train.engine.watchers import CheckpointConfig
 from retrieval_train.heads.rule import RuleConfig
 from retrieval_train.losses.loss import LossConfig
 from retrieval_train.losses.softmax import Config as Softmax
-from retrieval_train.models import lora
 from retrieval_train.models.backbones.backbone import BackboneConfig
+from retrieval_train.models.lora import Config as Lora
 from retrieval_train.models.necks.linear import Config as LinearNeck
 from retrieval_train.models.necks.neck import NeckConfig
 from retrieval_train.rundir import RunDir
@@ -76,7 +76,7 @@ class Config(JobConfig):
     """Image -> features."""
     neck: Annotated[NeckConfig, Chosen("retrieval_train.models.necks")] = LinearNeck()
     """Features -> embedding."""
-    lora: lora.Config | None = None
+    lora: Lora | None = None
     """Adapters in a frozen backbone; null trains the whole backbone."""
     head: Annotated[RuleConfig, Chosen("retrieval_train.heads")]
     """Embedding -> logits: the margin rule over class centres."""
@@ -123,7 +123,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     from retrieval_train.engine.watchers import Checkpoint, Show, Track
     from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
-    from retrieval_train.models import exported
+    from retrieval_train.models import exported, lora
     from retrieval_train.tracking import cut_metrics, open_tracker
 
     loader = build_loader(
@@ -160,8 +160,8 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     stop = Stop(world, max_minutes=config.run.max_minutes)
     failed = True
     try:
-        with stop.listening():
-            ending = train(engine, loader.draws(engine.step, num_steps), watchers, stop)
+        with stop.listening(), contextlib.closing(loader.draws(engine.step, num_steps)) as draws:
+            ending = train(engine, draws, watchers, stop)
         _after(ending, engine.step, checkpoints)
         failed = False
     finally:

@@ -12,7 +12,7 @@ import importlib
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, Discriminator, GetCoreSchemaHandler
+from pydantic import BaseModel, Discriminator, GetCoreSchemaHandler, Tag
 
 
 class Chosen:
@@ -34,7 +34,12 @@ class Chosen:
         return found
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        configs = tuple(self.configs().values())
-        union = configs[0] if len(configs) == 1 else Union[configs]  # noqa: UP007 - made at run time
-        # a union of one has no discriminator in pydantic; its own Literal name is the check then
-        return handler.generate_schema(Annotated[union, Discriminator("name")] if len(configs) > 1 else union)
+        configs = self.configs()
+        if len(configs) == 1:  # a union of one has nothing to discriminate; its own Literal name is the check then
+            return handler.generate_schema(next(iter(configs.values())))
+        members = tuple(Annotated[config, Tag(name)] for name, config in configs.items())
+        return handler.generate_schema(Annotated[Union[members], Discriminator(_name_of)])  # noqa: UP007 - made at run time
+
+
+def _name_of(value: Any) -> Any:
+    return value.get("name") if isinstance(value, dict) else getattr(value, "name", None)

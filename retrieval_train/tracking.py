@@ -103,7 +103,7 @@ class WandbRun:
         self._wandb_run.log(dict(numbers), step=step)
 
     def close(self, *, failed: bool = False) -> None:
-        self._wandb_run.finish(exit_code=int(failed), quiet=True)
+        self._wandb_run.finish(exit_code=int(failed))
 
 
 class All:

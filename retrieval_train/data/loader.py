@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +85,8 @@ class Loader:
     accumulate: int
     workers: int
 
-    def draws(self, first: int, stop: int) -> Iterator[Sequence[Batch]]:
-        """The micro-batches of steps [first, stop)."""
+    def draws(self, first: int, stop: int) -> Generator[Sequence[Batch], None, None]:
+        """The micro-batches of steps [first, stop). Close it (`contextlib.closing`): that ends the workers."""
         from torch.utils.data import DataLoader
 
         loader: Any = DataLoader(
@@ -99,11 +99,17 @@ class Loader:
             collate_fn=_as_it_is,
             worker_init_fn=_quiet_worker,
         )
-        started = time.perf_counter()
-        for micro_batches in loader:
-            wait_s = time.perf_counter() - started
-            yield [replace(micro_batches[0], wait_s=wait_s), *micro_batches[1:]]
-            started = time.perf_counter()
+        stream = iter(loader)
+        try:
+            for _ in range(first, stop):
+                started = time.perf_counter()
+                micro_batches = next(stream)
+                wait_s = time.perf_counter() - started
+                yield [replace(micro_batches[0], wait_s=wait_s), *micro_batches[1:]]
+        finally:
+            # the workers ignore SIGTERM, so what Python does at exit would wait for them for ever
+            if self.workers:
+                stream._shutdown_workers()
 
     def step(self, step: int) -> list[Batch]:
         """This rank's rows of global batch `step`, cut into micro-batches; counts of every rank with them."""
@@ -153,7 +159,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _quiet_worker(number: int) -> None:
-    """A worker decodes on one core, and leaves Ctrl-C and the scheduler's signals to its rank, which ends it."""
+    """A worker decodes on one core, and leaves Ctrl-C and the scheduler's signals to its rank, which saves first."""
     import signal
 
     import torch
