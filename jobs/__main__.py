@@ -11,7 +11,7 @@ from jobs.job import Preempted, start
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="a run folder that `python launcher/submit.py --dry-run` planned")
+    parser.add_argument("run_dir", type=Path, help="a run folder that `python launcher/submit.py --print-command` made")
     options = parser.parse_args(argv)
     if not (options.run_dir / "config.yaml").is_file():
         print(f"{options.run_dir} is no run folder: it has no config.yaml", file=sys.stderr)

@@ -243,7 +243,7 @@ def _write(config: Config, run: RunDir, scores: dict[str, Scores], truth: Truth,
     from retrieval_train.rundir import read_json
 
     _, card = exported.read_card(config.model)
-    facts = {key: card[key] for key in ("run", "step", "dim", "sha256") if key in card}
+    facts: dict[str, Any] = {key: card[key] for key in ("run", "step", "dim", "sha256") if key in card}
     plan = read_json(run.plan) if run.plan.is_file() else {}
     written = report.Report(
         metrics=scores["trained"],

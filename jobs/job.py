@@ -115,18 +115,19 @@ def start(run_dir: Path) -> dict[str, float]:
 
     run = RunDir(Path(run_dir).resolve())
     rank = int(os.environ.get("RANK", "0"))
-    with _logging_to(run, rank):
+    with _logging_to(run, rank), contextlib.ExitStack() as open_until_told:
         try:
             _enter_submit_folder(run)
             config = load(run)
             _set_threads(config.run.threads)
-            with open_world(config.run.device) as world:
-                with _state_of(run, world):
-                    numbers: dict[str, float] = find(config.job, where=str(run.config)).run(config, run, world)
+            world = open_until_told.enter_context(open_world(config.run.device))
+            with _state_of(run, world):
+                numbers: dict[str, float] = find(config.job, where=str(run.config)).run(config, run, world)
             return numbers
         except Preempted:
             raise
         except BaseException as error:
+            # before the world is closed: that may hang when another rank is gone
             log.error("rank %d: %s", rank, "".join(traceback.format_exception(error)))
             _say_why(run, rank, error)
             raise
@@ -173,8 +174,11 @@ def _state_of(run: RunDir, world: World) -> Iterator[None]:
 
 
 def _say_why(run: RunDir, rank: int, error: BaseException) -> None:
-    """The rank that fails first has the reason; the others fail after it, because their collectives break."""
-    if not run.error.exists() and run.state != "done":  # what breaks while a done run is taken down is in the log
+    """The rank that fails first has the reason; the others fail after it, because their collectives break.
+
+    A rank that was told to end (SystemExit) has none: whoever told it knows why.
+    """
+    if not isinstance(error, SystemExit) and not run.error.exists():
         write_text(run.error, f"{_in_words(error)}\n(rank {rank}; {run.log(rank)})\n")
         run.set_state("failed")
 

@@ -118,7 +118,7 @@ class Config(JobConfig):
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """Train to the end, or save and raise Preempted; the last step's figures. Resumes from `checkpoints/latest`."""
     from retrieval_train.data.loader import build_loader
-    from retrieval_train.engine.loop import train
+    from retrieval_train.engine.loop import Watcher, train
     from retrieval_train.engine.stop import Stop
     from retrieval_train.engine.watchers import Checkpoint, Show, Track
     from retrieval_train.heads.centres import Head
@@ -152,7 +152,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     extra = {"tracker": tracker.id, "sets": _sets(loader), "config": values, "batch": config.data.batch}
     checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
     progress = Progress(run, world, "train", total=num_steps, unit="steps")
-    watchers = [
+    watchers: list[Watcher] = [
         Track(tracker, epoch_steps=loader.order.epoch_steps),
         Show(progress.show, num_steps=num_steps),
         checkpoints,
@@ -234,6 +234,8 @@ def _tell(config: Config, loader: Loader, embedder: Embedder, num_steps: int, st
 
 def _write_page(run: RunDir) -> None:
     """Curves of the run as `report.html`."""
+    from markupsafe import Markup
+
     from retrieval_train import page
     from retrieval_train.rundir import write_text
 
@@ -241,6 +243,6 @@ def _write_page(run: RunDir) -> None:
     steps = [line["step"] for line in lines]
     shown = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm", "images_per_s": "images a second"}
     curves = [page.curve({run.path.name: (steps, [line[key] for line in lines])}, ylabel=y) for key, y in shown.items()]
-    body = page.Markup("").join(curves)
+    body = Markup("").join(curves)
     lead = f"{len(lines)} steps, {lines[-1]['images']:,} images; the last loss is {lines[-1]['loss']:.4f}."
     write_text(run.page, page.page(f"Training run {run.path.name}", lead=lead, sections=[page.Section("Curves", body)]))

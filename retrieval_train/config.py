@@ -162,13 +162,12 @@ def _problem(model: type[BaseModel], values: Mapping[str, Any], item: Any) -> tu
     if kind == "missing":
         return path, "is required and missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        names = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        path = ".".join(filter(None, (path, "name")))
+        names = sorted(str(_tag(choice)) for choice in _models_at(model, item["loc"]))
         if kind == "union_tag_not_found":
-            return f"{path}.name".lstrip("."), f"is required and missing; one of: {', '.join(names)}"
+            return path, f"is required and missing; one of: {', '.join(names)}"
         tag = str(context.get("tag"))
-        return f"{path}.name".lstrip(
-            "."
-        ), f"'{tag}' is unknown{_did_you_mean(tag, names)}; there are: {', '.join(names)}"
+        return path, f"'{tag}' is unknown{_did_you_mean(tag, names)} there are: {', '.join(names)}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return path or "config", message
@@ -187,7 +186,7 @@ def _spoken_path(loc: Sequence[Any], values: Any) -> str:
 
 
 def _unknown_key(model: type[BaseModel], loc: Sequence[Any], path: str) -> str:
-    keys = sorted(_keys_at(model, loc[:-1]))
+    keys = sorted({key for inner in _models_at(model, loc[:-1]) for key in inner.model_fields})
     prefix = path.rpartition(".")[0]
     nearest = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.6)
     if nearest:
@@ -195,7 +194,8 @@ def _unknown_key(model: type[BaseModel], loc: Sequence[Any], path: str) -> str:
     return f"unknown key; there are: {', '.join(keys)}"
 
 
-def _keys_at(model: type[BaseModel], loc: Sequence[Any]) -> set[str]:
+def _models_at(model: type[BaseModel], loc: Sequence[Any]) -> list[type[BaseModel]]:
+    """The models whose fields a place in the config may have."""
     models: list[type[BaseModel]] = [model]
     for part in loc:
         inner = [field for m in models if (field := m.model_fields.get(str(part))) is not None]
@@ -203,7 +203,7 @@ def _keys_at(model: type[BaseModel], loc: Sequence[Any]) -> set[str]:
             models = [m for field in inner for m in _models_in(field.annotation, field.metadata)]
         else:  # the chosen name of a union
             models = [m for m in models if _tag(m) == part] or models
-    return {key for m in models for key in m.model_fields}
+    return models
 
 
 def _tag(model: type[BaseModel]) -> Any:
@@ -226,7 +226,7 @@ def _models_in(annotation: Any, metadata: Sequence[Any]) -> list[type[BaseModel]
 
 def _did_you_mean(word: str, words: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"; did you mean {nearest[0]}?" if nearest else ";"
 
 
 def _plain_types(annotation: Any) -> Iterator[Any]:

@@ -49,7 +49,7 @@ class Tracker(Protocol):
 class Silent:
     """The tracker of every rank but the first."""
 
-    id = None
+    id: str | None = None
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         return None
@@ -61,7 +61,7 @@ class Silent:
 class JsonLines:
     """`metrics.jsonl`: one object a step, flushed at once, so that a killed run keeps what it reported."""
 
-    id = None
+    id: str | None = None
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

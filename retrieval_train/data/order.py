@@ -112,7 +112,8 @@ def _scrambled(x: Word, key: int) -> Word:
         x = x + np.uint64(key)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        out: Word = x ^ (x >> np.uint64(31))
+        return out
 
 
 def _mixed(*parts: int) -> int:

@@ -13,6 +13,8 @@ loads any other's.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,13 +72,33 @@ class Config(EngineConfig):
         return Zero(self, learner, optimizer, schedule, seed=seed)
 
 
+def keep_compiled_ops_with_this_python() -> None:
+    """DeepSpeed compiles a small op for CPU ranks at its first use. Torch keeps it by Python version alone, so another
+    torch would load it and crash: keep it in this environment instead, where that may be written."""
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
+def compile_ops() -> None:
+    """Compile that op now, so that the first run does not wait for it. Needs g++ and Python's headers."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    keep_compiled_ops_with_this_python()
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    ShareMemCommBuilder().load(verbose=False)
+
+
 class Zero:
     def __init__(
         self, config: Config, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int
     ) -> None:
-        import deepspeed
-
         from retrieval_train.engine.centre_step import CentreStep
+
+        keep_compiled_ops_with_this_python()
+        import deepspeed
 
         self.step = 0
         self._config, self._learner, self._schedule, self._seed = config, learner, schedule, seed

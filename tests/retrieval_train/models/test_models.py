@@ -1,0 +1,130 @@
+"""Backbone, neck, LoRA and export on real timm models."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from retrieval_train.data.view import View
+from retrieval_train.models import exported, lora
+from retrieval_train.models.backbones import timm
+from retrieval_train.models.embedder import Embedder, build_embedder
+from retrieval_train.models.exported import Card, ExportError, Start
+from retrieval_train.models.necks import identity, linear
+
+EVA = timm.Config(model="eva02_tiny_patch14_224", image_px=28, weights="none")
+IMAGE = torch.randint(0, 255, (2, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def embedder(neck: linear.Config | identity.Config | None = None) -> Embedder:
+    return build_embedder(EVA, neck or linear.Config(out=16), seed=1).eval()
+
+
+def test_an_embedder_is_the_same_for_the_same_seed() -> None:
+    first = embedder()(IMAGE)
+    torch.randn(100)
+    assert torch.equal(embedder()(IMAGE), first)
+    assert first.shape == (2, 16)
+    assert embedder(identity.Config())(IMAGE).shape == (2, 192)
+
+
+def test_lora_starts_as_the_identity_learns_and_merges(tmp_path: Path) -> None:
+    model = embedder()
+    before = model(IMAGE)
+    lora.Config(rank=4, last_blocks=2).apply(model)
+    torch.testing.assert_close(model(IMAGE), before)
+    lora.check_alive(model, image_px=28)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or name.startswith("neck.") for name in trained)
+    assert {int(name.split("blocks.")[1].split(".")[0]) for name in trained if "blocks." in name} == {10, 11}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    adapted = model(IMAGE)
+    assert (adapted - before).abs().max() > 1e-3
+    lora.merge(model)
+    torch.testing.assert_close(model(IMAGE), adapted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_that_is_never_called_is_found() -> None:
+    model = embedder()
+    lora.Config(targets=("qkv",), last_blocks=2).apply(model)
+    for module in model.backbone.modules():
+        if getattr(module, "qkv_bias_separate", None) is True:
+            module.qkv_bias_separate = False  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"4 trainable tensors get no gradient .*blocks\.10\.attn\.qkv\.lora_A"):
+        lora.check_alive(model, image_px=28)
+
+
+def test_lora_without_a_fitting_layer_lists_the_layers_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no such layer in its blocks; there are: .*qkv"):
+        lora.Config(targets=("to_q",)).apply(embedder())
+
+
+def test_a_convolutional_net_takes_any_size() -> None:
+    config = timm.Config(model="resnet10t", image_px=40, weights="none")
+    model = build_embedder(config, identity.Config(), seed=0).eval()
+    assert model(torch.zeros(1, 3, 40, 40, dtype=torch.uint8)).shape == (1, 512)
+
+
+def test_an_unknown_model_names_near_ones() -> None:
+    with pytest.raises(ValueError, match="timm has no 'eva02_tiny_patch99'; there are: eva02_tiny"):
+        timm.Config(model="eva02_tiny_patch99", weights="none").build()
+
+
+@pytest.mark.parametrize(("file", "told"), [("x.pth", "pickles"), ("none.safetensors", "does not exist")])
+def test_a_weights_file_that_cannot_be_used_is_told_before_the_run(tmp_path: Path, file: str, told: str) -> None:
+    assert told in timm.Config(model="resnet10t", weights=tmp_path / file).problems()[0][1]
+
+
+def test_pretrained_weights_load_strictly_from_a_file() -> None:
+    folder = os.environ.get("RETRIEVAL_WEIGHTS")
+    if not folder:
+        pytest.skip("RETRIEVAL_WEIGHTS is not set: no pretrained weights on this machine")
+    file = Path(folder) / "vit_tiny_patch16_224.fp16.safetensors"
+    config = timm.Config(model="vit_tiny_patch16_224", weights=file)
+    built = config.build()
+    from safetensors.torch import load_file
+
+    stored = load_file(file)
+    assert built.mean == built.std == (0.5, 0.5, 0.5)
+    assert all(torch.equal(value, stored[name].float()) for name, value in built.module.state_dict().items())
+
+
+def card() -> Card:
+    start = Start(backbone=EVA, neck=linear.Config(out=16), seed=1)
+    return Card(backbone=EVA, neck=linear.Config(out=16), view=View(crop=0.9), seed=1, began=start)
+
+
+def test_an_export_gives_back_the_same_vectors_and_describes_itself(tmp_path: Path) -> None:
+    model = embedder()
+    with torch.no_grad():
+        next(iter(model.neck.parameters())).add_(0.5)
+    exported.save(tmp_path, model, card(), {"run": "x"})
+    exported.save_centres(tmp_path, ["a/1", "b\n2"], torch.arange(8.0).view(2, 1, 4))
+    assert torch.equal(exported.load(tmp_path)(IMAGE), model(IMAGE))
+    told, values = exported.read_card(tmp_path)
+    assert told == card()
+    assert (values["dim"], values["normalised"], values["run"]) == (16, False, "x")
+    assert exported.read_centres(tmp_path)["b\n2"].tolist() == [[4, 5, 6, 7]]
+    torch.testing.assert_close(told.began.build().eval()(IMAGE), embedder()(IMAGE))
+
+
+def test_a_folder_that_is_no_export_or_of_another_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"is no export: it has no model\.json"):
+        exported.load(tmp_path)
+    exported.save(tmp_path, embedder(), card(), {})
+    values = json.loads((tmp_path / "model.json").read_text())
+    values["model"]["neck"]["out"] = 17
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ExportError, match=r"is of another model: 1 tensors differ \(neck"):
+        exported.load(tmp_path)
+    values["schema"] = 99
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ExportError, match="schema 99"):
+        exported.load(tmp_path)
