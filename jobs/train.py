@@ -186,7 +186,7 @@ def fresh_embedder(config: Config) -> Embedder:
     if config.init:
         exported.put_weights(embedder, config.init.model)
     if config.lora:
-        config.lora.apply(embedder)
+        config.lora.apply(embedder, seed=config.seed)
     return embedder
 
 

@@ -28,8 +28,9 @@ class Config(Section):
     last_blocks: int | None = Field(default=None, ge=1)
     """Adapt the last n blocks only; None adapts all. The last half takes about 0.65 of the step time of all."""
 
-    def apply(self, embedder: Embedder) -> None:
-        """Freeze the backbone and put the adapters in. Raises ValueError when no layer fits."""
+    def apply(self, embedder: Embedder, *, seed: int) -> None:
+        """Freeze the backbone and put the adapters in, A drawn from `seed`. Raises ValueError when no layer fits."""
+        import torch
         from peft import LoraConfig, get_peft_model
 
         _call_fused_layers(embedder.backbone)
@@ -40,7 +41,9 @@ class Config(Section):
                 f"lora.targets: the backbone has no such layer in its blocks; there are: {', '.join(linear)}"
             )
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=names)
-        embedder.backbone = get_peft_model(embedder.backbone, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            embedder.backbone = get_peft_model(embedder.backbone, config)
 
     def _layers(self, backbone: nn.Module) -> list[str]:
         found = [name for name, _ in _linear(backbone) if name.rpartition(".")[2] in self.targets and "blocks." in name]

@@ -35,7 +35,7 @@ def test_an_embedder_is_the_same_for_the_same_seed() -> None:
 def test_lora_starts_as_the_identity_learns_and_merges(tmp_path: Path) -> None:
     model = embedder()
     before = model(IMAGE)
-    lora.Config(rank=4, last_blocks=2).apply(model)
+    lora.Config(rank=4, last_blocks=2).apply(model, seed=0)
     torch.testing.assert_close(model(IMAGE), before)
     lora.check_alive(model, image_px=28)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -51,9 +51,19 @@ def test_lora_starts_as_the_identity_learns_and_merges(tmp_path: Path) -> None:
     torch.testing.assert_close(model(IMAGE), adapted, rtol=1e-4, atol=1e-5)
 
 
+def test_adapters_are_drawn_from_the_seed_alone() -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        model = embedder()
+        lora.Config(rank=4, last_blocks=1).apply(model, seed=seed)
+        drawn.append(torch.cat([p.flatten() for name, p in model.named_parameters() if "lora_A" in name]))
+        torch.randn(3)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
 def test_an_adapter_that_is_never_called_is_found() -> None:
     model = embedder()
-    lora.Config(targets=("qkv",), last_blocks=2).apply(model)
+    lora.Config(targets=("qkv",), last_blocks=2).apply(model, seed=0)
     for module in model.backbone.modules():
         if getattr(module, "qkv_bias_separate", None) is True:
             module.qkv_bias_separate = False  # type: ignore[assignment]
@@ -63,7 +73,7 @@ def test_an_adapter_that_is_never_called_is_found() -> None:
 
 def test_lora_without_a_fitting_layer_lists_the_layers_there_are() -> None:
     with pytest.raises(ValueError, match=r"no such layer in its blocks; there are: .*qkv"):
-        lora.Config(targets=("to_q",)).apply(embedder())
+        lora.Config(targets=("to_q",)).apply(embedder(), seed=0)
 
 
 def test_a_convolutional_net_takes_any_size() -> None:
