@@ -50,7 +50,8 @@ class Config(JobConfig):
     compare: dict[str, Path] = Field(default={})
     """More exports to stand beside it in the table, by the name of their column."""
     baselines: tuple[Baseline, ...] = ("chance", "raw_pixels", "untrained")
-    """What the model is held against; untrained is what its first training stage started from."""
+    """What the model is held against; untrained is what its first training stage started from: where that was
+    pretrained, its column is called zero_shot."""
     data: EvaluationData
     """What is searched."""
     embed: Embed = Embed()
@@ -66,7 +67,7 @@ class Config(JobConfig):
     @field_validator("compare")
     @classmethod
     def _compared_as_they_are_now(cls, compare: dict[str, Path]) -> dict[str, Path]:
-        taken = {"trained", "merged", "chance", "raw_pixels", "untrained"} & set(compare)
+        taken = {"trained", "merged", "chance", "raw_pixels", "untrained", "zero_shot"} & set(compare)
         if taken:
             raise ValueError(f"'{min(taken)}' is the name of another column; choose another one")
         return {name: path.resolve() if path.exists() else path for name, path in compare.items()}
@@ -135,25 +136,20 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
 def _sources(config: Config, world: World) -> Iterator[tuple[str, embed.Source]]:
     """Whatever is evaluated, by the name of its column; each is built when its turn comes."""
     from retrieval_train.models import exported
+    from retrieval_train.models.necks.identity import Config as Identity
 
     card, _ = exported.read_card(config.model)
     if "raw_pixels" in config.baselines:
         yield "raw_pixels", _raw_pixels()
     if "untrained" in config.baselines:
-        yield "untrained", _source(_beginning(card.began), card.view, card.began.backbone.image_px, world)
+        began = card.began
+        if began.backbone.is_pretrained:  # its features as they are: the neck was random then
+            began = began.model_copy(update={"neck": Identity()})
+        name = "zero_shot" if began.backbone.is_pretrained else "untrained"
+        yield name, _source(began.build(), card.view, began.backbone.image_px, world)
     for name, folder in {**config.compare, "trained": config.model}.items():
         card, _ = exported.read_card(folder)
         yield name, _source(exported.load(folder), card.view, card.backbone.image_px, world)
-
-
-def _beginning(began: Any) -> Embedder:
-    """What training started from. Pretrained features are compared as they are: the neck was random then."""
-    from retrieval_train.models.necks.identity import Config as Identity
-
-    if began.backbone.is_pretrained:
-        began = began.model_copy(update={"neck": Identity()})
-    embedder: Embedder = began.build()
-    return embedder
 
 
 def _source(embedder: Embedder, view: View, image_px: int, world: World) -> embed.Source:

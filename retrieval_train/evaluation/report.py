@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TABLED = ("mMP@5", "R@1")
 TRAINED = "trained"
-FIRST = ("chance", "raw_pixels", "untrained")
+FIRST = ("chance", "raw_pixels", "untrained", "zero_shot")
 """The baselines of every evaluation in the order of their columns; others follow in the order given."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -41,7 +41,8 @@ class Report(BaseModel):
     metrics: ByScope
     """scope -> metric -> value, of the model that is evaluated."""
     baselines: dict[str, ByScope]
-    """name -> scope -> metric -> value: `chance`, `raw_pixels`, `untrained`, any other that is compared."""
+    """name -> scope -> metric -> value: `chance`, `raw_pixels`, `untrained` or, where training started from
+    pretrained weights, `zero_shot`; any other that is compared."""
     counts: dict[str, dict[str, int]]
     """What `metrics.count` says."""
     command: str
@@ -124,6 +125,7 @@ def headline(report: Report) -> str:
         f"{report.baselines[name][MERGED]['mMP@5']:.3f} {words}"
         for name, words in (
             ("untrained", "before training"),
+            ("zero_shot", "with the pretrained features"),
             ("raw_pixels", "with raw pixels"),
             ("chance", "by chance"),
         )

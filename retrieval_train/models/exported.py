@@ -42,7 +42,7 @@ class Card(Section):
     seed: int
     """What the first weights were drawn from, where they were drawn."""
     began: Start
-    """What training started from: the row `untrained` of a report."""
+    """What training started from: the column `untrained` or `zero_shot` of a report."""
 
 
 class Start(Section):
