@@ -1,0 +1,197 @@
+"""Where a run can go: a `Cluster` is a small file, `configs/cluster/<name>.yaml`; and the questions that we ask SLURM.
+
+Every question has a time limit. `srun` on the PATH does not mean a live cluster, and the tools of a dead one may retry
+for minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from retrieval_train import config as configs
+from retrieval_train.config import ConfigError, Section
+
+REPO = Path(__file__).resolve().parents[1]
+_FOLDER = REPO / "configs" / "cluster"
+
+
+class Cluster(Section):
+    """Defaults of a place to run; the options of `submit` come before them. None leaves it to the scheduler."""
+
+    scheduler: Literal["local", "slurm"]
+    """local: processes on this machine; slurm: sbatch."""
+    partition: str | None = None
+    """SLURM's partition."""
+    account: str | None = None
+    """Who pays."""
+    qos: str | None = None
+    """SLURM's quality of service."""
+    gpus_per_node: int | None = Field(default=None, ge=0)
+    """Ranks and GPUs of each node; None asks the machine or the partition."""
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    """Cores of each rank, its data workers included; None is a GPU's share of its node, or SLURM's default (often 1)."""
+    mem_gb: float | None = Field(default=None, gt=0)
+    """Memory of each node."""
+    time_min: int | None = Field(default=None, ge=1)
+    """Time limit of one start; a run that is not done by then saves and is queued again."""
+    signal_delay_s: int = Field(default=120, ge=5)
+    """How long before the time limit the ranks are told to save."""
+    setup: tuple[str, ...] = ()
+    """Shell lines for each node before Python starts: modules, network variables."""
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Any other option of sbatch: `constraint: a100`; true for one without a value."""
+
+    @model_validator(mode="after")
+    def _local_has_no_queue(self) -> Cluster:
+        given = [name for name in ("partition", "account", "qos", "mem_gb", "setup", "sbatch") if getattr(self, name)]
+        if self.scheduler == "local" and given:
+            raise ValueError(f"{', '.join(given)}: for SLURM only; with scheduler: local nothing would read it")
+        return self
+
+
+class NoAnswer(Exception):
+    """SLURM said no, or nothing in time; the text is its own words where it had some."""
+
+
+def names() -> list[str]:
+    """The clusters there are."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Cluster:
+    """The cluster of that name, or in that file. Raises ConfigError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / f"{name}.yaml"
+    if path.parent == _FOLDER and not path.is_file():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        known = f"there are: {', '.join(names())}, or a file.yaml"
+        raise ConfigError("command line", [(f"--cluster {name}", f"no such cluster; {hint}{known}")])
+    return configs.check(Cluster, configs.read(path), where=str(path))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them, seen without importing torch."""
+    seen = _gpus_of_the_machine()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not seen:
+        return tuple(seen)
+    valid = []
+    for name in (part.strip() for part in chosen.split(",")):
+        if name not in seen and not name.startswith(("GPU-", "MIG-")):
+            break  # CUDA, too, ignores all that stands behind the first name that it does not know
+        valid.append(name)
+    return tuple(valid)
+
+
+def _gpus_of_the_machine() -> list[str]:
+    devices = list(Path("/dev").glob("nvidia[0-9]*"))
+    if devices or shutil.which("nvidia-smi") is None:
+        return [str(number) for number in range(len(devices))]
+    try:
+        return re.findall(r"^GPU (\d+):", ask(["nvidia-smi", "-L"]), flags=re.MULTILINE)
+    except NoAnswer:  # the tool without a driver
+        return []
+
+
+# --- SLURM
+
+
+def why_no_slurm(*, timeout_s: float = 5.0) -> str | None:
+    """None where a SLURM answers, else the reason why there is none."""
+    if shutil.which("sbatch") is None:
+        return "no sbatch on PATH"
+    try:
+        answer = ask(["scontrol", "ping"], timeout_s=timeout_s)
+    except NoAnswer as error:
+        return f"its controller does not answer: {error}"
+    return None if " UP" in answer else f"its controller does not answer: {answer.strip()}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What every node of a place has at least."""
+
+    gpus: int
+    cpus: int
+
+
+def partition_node(partition: str | None) -> Node:
+    """What every node of the partition (None: the default one) has at least. Raises NoAnswer."""
+    asked = partition.split(",") if partition else []
+    nodes = []
+    for line in ask(["sinfo", "-h", "-N", "-o", "%P|%c|%G"]).splitlines():
+        name, cpus, gres = line.split("|", 2)
+        if name.rstrip("*") in asked or (not asked and name.endswith("*")):
+            nodes.append(Node(sum(int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres)), int(cpus)))
+    return Node(min((node.gpus for node in nodes), default=0), min((node.cpus for node in nodes), default=1))
+
+
+def this_machine() -> Node:
+    return Node(len(visible_gpus()), len(os.sched_getaffinity(0)))
+
+
+def job_state(job_id: str) -> tuple[str, str] | None:
+    """SLURM's words for the job's state and its reason (PENDING, Priority), or None when it has forgotten the job.
+
+    Raises NoAnswer when SLURM cannot be asked.
+    """
+    try:
+        answer = ask(["squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r"])
+    except NoAnswer as error:
+        if "Invalid job id" not in str(error):
+            raise
+        answer = ""
+    state, _, reason = answer.strip().partition("|")
+    return (state, "" if reason == "None" else reason) if state else None
+
+
+def recorded_state(job_id: str) -> str:
+    """The state of a job that the controller has forgotten, from accounting; empty where there is none."""
+    with contextlib.suppress(NoAnswer):
+        return ask(["sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State"]).strip().partition("\n")[0]
+    return ""
+
+
+def requeue(job_id: str) -> None:
+    """Put the running job back into the queue. Raises NoAnswer with SLURM's words."""
+    ask(["scontrol", "requeue", job_id], timeout_s=60)
+
+
+def cancel(job_id: str) -> None:
+    ask(["scancel", job_id], timeout_s=60)
+
+
+def ask(command: Sequence[str], *, timeout_s: float = 20.0) -> str:
+    """What the command prints. Raises NoAnswer when it fails or takes too long."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that what it started ends with it
+        )
+    except OSError as error:
+        raise NoAnswer(f"{command[0]}: {error.strerror}") from error
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise NoAnswer(f"`{' '.join(command)}` took more than {timeout_s:g} s") from None
+    if process.returncode:
+        raise NoAnswer((err.strip() or out.strip()).rpartition("\n")[2] or f"{command[0]} failed")
+    return out
