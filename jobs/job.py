@@ -192,8 +192,12 @@ def _set_threads(threads: int | None) -> None:
     """Ranks that share a machine share its cores: more threads than cores cost several times the run time."""
     import torch
 
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // ranks_here))
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given and "TORCHELASTIC_RUN_ID" not in os.environ:  # the launcher's share; torchrun always says 1
+        share = int(given)
+    else:
+        share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, share))
 
 
 class _JsonLines(logging.Formatter):

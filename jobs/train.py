@@ -143,12 +143,12 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     learner = Learner(embedder, head, config.loss, world)
     engine = config.engine.build(learner, config.optimizer, config.schedule.build(num_steps), seed=config.seed)
 
-    before = _resumed(engine, run, loader)
+    _resume(engine, run, loader)
     if world.rank == 0:
         cut_metrics(run.metrics, last_step=engine.step)
     _tell(config, loader, embedder, num_steps, engine.step)
     values = config.model_dump(mode="json")
-    tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values, id=before.get("tracker"))
+    tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values)
     extra = {"tracker": tracker.id, "sets": _sets(loader), "config": values, "batch": config.data.batch}
     checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
     progress = Progress(run, world, "train", total=num_steps, unit="steps")
@@ -206,17 +206,16 @@ def _after(ending: Ending, step: int, checkpoints: Any) -> None:
         raise Preempted(f"{ending} at step {step}; saved")
 
 
-def _resumed(engine: Any, run: RunDir, loader: Loader) -> dict[str, Any]:
-    """What the latest checkpoint says beside the engine's state; {} for a new run."""
+def _resume(engine: Any, run: RunDir, loader: Loader) -> None:
+    """Take the latest checkpoint where there is one. Raises ValueError when a shard set is not what it was."""
     latest = run.latest_checkpoint()
     if latest is None:
-        return {}
+        return
     extra: dict[str, Any] = engine.load(latest)
     if extra["sets"] != _sets(loader):
         changed = sorted(name for name, digest in _sets(loader).items() if extra["sets"].get(name) != digest)
         raise ValueError(f"the shard set {', '.join(changed)} was changed since {latest} was saved; start a new run")
     log.info("going on from %s", latest)
-    return extra
 
 
 def _sets(loader: Loader) -> dict[str, str]:

@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def tracker_id(self) -> Path:
+        """The id of the run's W&B run, from its first start on: a run killed before its first checkpoint keeps it."""
+        return self.path / "tracker_id"
+
+    @property
     def progress(self) -> Path:
         """One JSON object, rewritten by rank 0: what the waiting `submit` draws its bar from."""
         return self.path / "progress.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -38,7 +39,7 @@ class Config(Section):
 
 
 class Tracker(Protocol):
-    """`id` survives a requeue: it is saved in the checkpoint, and the same W&B run goes on."""
+    """`id` survives a requeue: it lies in the run folder, and the same W&B run goes on."""
 
     id: str | None
 
@@ -78,9 +79,11 @@ class JsonLines:
 class WandbRun:
     """One W&B run, resumed by id."""
 
-    def __init__(self, config: Wandb, run: RunDir, values: Mapping[str, Any], *, id: str | None) -> None:
+    def __init__(self, config: Wandb, run: RunDir, values: Mapping[str, Any]) -> None:
         import wandb
 
+        if not run.tracker_id.is_file():
+            write_text(run.tracker_id, secrets.token_hex(4) + "\n")
         mode = config.mode if config.mode != "auto" else ("online" if _has_key() else "offline")
         self._wandb_run = wandb.init(
             project=config.project,
@@ -88,8 +91,8 @@ class WandbRun:
             group=config.group,
             tags=list(config.tags),
             name=run.path.name,
-            id=id,
-            resume="allow" if id else None,
+            id=run.tracker_id.read_text().strip(),
+            resume="allow",
             dir=run.path,
             mode=mode,
             config=dict(values),
@@ -122,9 +125,7 @@ class All:
             tracker.close(failed=failed)
 
 
-def open_tracker(
-    config: Config, run: RunDir, *, is_first: bool, values: Mapping[str, Any], id: str | None = None
-) -> Tracker:
+def open_tracker(config: Config, run: RunDir, *, is_first: bool, values: Mapping[str, Any]) -> Tracker:
     """The tracker of this rank. A W&B that cannot be reached costs a warning, never the run."""
     if not is_first:
         return Silent()
@@ -132,7 +133,7 @@ def open_tracker(
     if config.wandb.mode == "disabled":
         return lines
     try:
-        return All(lines, WandbRun(config.wandb, run, values, id=id))
+        return All(lines, WandbRun(config.wandb, run, values))
     except Exception as error:  # the training is worth more than its dashboard
         log.warning("W&B is off for this run: %s; metrics.jsonl has all numbers", error)
         return lines

@@ -41,7 +41,7 @@ DOORS = {
     "open_clip": ("retrieval_train/models/backbones/",),
     "wandb": ("retrieval_train/tracking.py",),
     "omegaconf": ("retrieval_train/config.py",),
-    "submitit": ("launcher/",),
+    "submitit": ("launcher/executors.py",),
 }
 HEAVY = {"torch", "timm", "peft", "deepspeed", "faiss", "wandb", "torchvision"}
 

@@ -93,7 +93,16 @@ def way(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("way")
     (root / "images").mkdir()
     draw_shapes(root / "images")
-    run(sys.executable, "-m", "shards", "make", "table", str(root / "images/table.csv"), "--out", str(root / "sets/shapes"))
+    run(
+        sys.executable,
+        "-m",
+        "shards",
+        "make",
+        "table",
+        str(root / "images/table.csv"),
+        "--out",
+        str(root / "sets/shapes"),
+    )
     for name in ("whole", "killed"):
         (root / f"{name}.yaml").write_text(TRAIN.format(name=name, root=root))
     (root / "evaluate.yaml").write_text(EVALUATE.format(root=root))

@@ -104,6 +104,8 @@ class Loader:
             for _ in range(first, stop):
                 started = time.perf_counter()
                 micro_batches = next(stream)
+                if isinstance(micro_batches, ValueError):
+                    raise micro_batches
                 wait_s = time.perf_counter() - started
                 yield [replace(micro_batches[0], wait_s=wait_s), *micro_batches[1:]]
         finally:
@@ -150,8 +152,11 @@ class _Steps:
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        return self._loader.step(step)
+    def __getitem__(self, step: int) -> list[Batch] | ValueError:
+        try:
+            return self._loader.step(step)
+        except ValueError as error:  # handed over as it is: torch would wrap the worker's traceback into its words
+            return error
 
 
 def _as_it_is(value: Any) -> Any:

@@ -128,13 +128,17 @@ def _embedded(
         sampler=batches,  # type: ignore[arg-type]
         num_workers=config.workers,
         collate_fn=lambda pair: pair,
+        worker_init_fn=_one_core,
     )
     stream = iter(loader)
     for part in missing:
         keys: list[str] = []
         rows = []
         while len(keys) < len(out.parts[part]):
-            some, stacked = next(stream)
+            item = next(stream)
+            if isinstance(item, ValueError):
+                raise item
+            some, stacked = item
             bf16 = config.precision == "bf16"
             with torch.inference_mode(), torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
                 rows.append(source.embed(stacked.to(world.device)).float().cpu().numpy())
@@ -148,15 +152,23 @@ class _Images:
     def __init__(self, reader: Reader, prepare: Callable[[Tensor], Tensor]) -> None:
         self._reader, self._prepare = reader, prepare
 
-    def __getitem__(self, numbers: range) -> tuple[list[str], Tensor]:
+    def __getitem__(self, numbers: range) -> tuple[list[str], Tensor] | ValueError:
         import torch
 
         from retrieval_train.data.decode import decode
 
-        torch.set_num_threads(1)
-        found = [self._reader.read(number) for number in numbers]
-        stack = torch.stack([self._prepare(decode(sample.image, key=sample.key)) for sample in found])
+        try:
+            found = [self._reader.read(number) for number in numbers]
+            stack = torch.stack([self._prepare(decode(sample.image, key=sample.key)) for sample in found])
+        except ValueError as error:  # handed over as it is: torch would wrap the worker's traceback into its words
+            return error
         return [sample.key for sample in found], stack
+
+
+def _one_core(worker: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _keys_file(out: Embeddings, part: int) -> Path:
