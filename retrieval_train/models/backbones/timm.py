@@ -23,6 +23,8 @@ class Config(BackboneConfig):
     """timm's name, as `eva02_large_patch14_448.mim_m38m_ft_in22k_in1k` (`timm.list_models()`)."""
     weights: Annotated[Literal["hub", "none"] | Path, BeforeValidator(_path_or_word)] = "hub"
     """hub: what timm downloads for the name; none: random; a path: a .safetensors file in timm's own names."""
+    blocks: int | None = Field(default=None, ge=1)
+    """Keep the first n blocks only, of a transformer; null keeps all."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth while training."""
 
@@ -60,6 +62,11 @@ class Config(BackboneConfig):
                 raise
             near = timm.list_models(f"*{self.model.split('.')[0][:12]}*")[:5]
             raise ValueError(f"backbone.model: timm has no '{self.model}'; there are: {', '.join(near)} ...") from None
+        if self.blocks is not None:
+            if len(getattr(module, "blocks", ())) < self.blocks:
+                have = len(getattr(module, "blocks", ()))
+                raise ValueError(f"backbone.blocks: {self.model} has {have} blocks, {self.blocks} cannot be kept")
+            module.blocks = module.blocks[: self.blocks]
         cfg = module.pretrained_cfg
         mean, std = tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"]))
         return Built(module, module.num_features, mean, std)

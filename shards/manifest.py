@@ -1,0 +1,290 @@
+"""A finished shard set as files: the one reader and writer of everything in its folder but the images.
+
+    manifest.json                shards, sums, domains, totals, how it was made; written last: no set without it
+    classes.tsv groups.tsv       see classes.py
+    train-000000.tar             samples: <key>.<ext> and <key>.json, plain ustar; one split and role a shard
+    train-000000.tar.index.npy   its sidecar: one SIDECAR row a sample, in tar order
+    sizes.json wids.json         counts for open_clip and for wids (which gets the training shards only)
+    skipped.csv                  images that did not make it, with the reason; absent when there are none
+
+Needs numpy and nothing else: trainers read sets through this file and import no image library for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shards import __version__
+from shards.classes import Classes, read_groups, write_groups
+from shards.errors import ShardError, did_you_mean
+from shards.key import key_hash
+from shards.record import ROLES, SPLITS
+from shards.ustar import BLOCK, parse_header
+
+__all__ = ["SIDECAR", "Classes", "Manifest", "Sample", "Shard", "ShardError", "read_sample"]
+
+SCHEMA = 1
+MANIFEST, CLASSES, GROUPS = "manifest.json", "classes.tsv", "groups.tsv"
+SIDECAR = np.dtype(
+    [
+        ("image_at", "<u8"),
+        ("image_bytes", "<u4"),
+        ("json_at", "<u8"),
+        ("json_bytes", "<u4"),
+        ("key_hash", "<u8"),
+        ("label", "<i4"),  # class id, -1: none
+        ("domain", "<u2"),  # position in Manifest.domains
+        ("group", "<u4"),  # position in Manifest.groups, 0: none
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar."""
+
+    file: str
+    split: str
+    role: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    @property
+    def sidecar(self) -> str:
+        """Name of the file with its offsets."""
+        return f"{self.file}.index.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image as it lies in a tar."""
+
+    key: str
+    image: bytes
+    meta: dict[str, Any]
+    """The json: label, domain, group, split, role, source, extra."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A set, opened for reading."""
+
+    folder: Path
+    name: str
+    shards: tuple[Shard, ...]
+    domains: tuple[str, ...]
+    digest: str
+    """sha256 of the shards' sums and the classes: equal for equal content, whatever the folder is called."""
+    about: Mapping[str, Any] = field(repr=False, compare=False)
+    """All of manifest.json: tool, config, totals, skipped."""
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Manifest:
+        """Opens the set in this folder; reads manifest.json only."""
+        folder = Path(folder)
+        about = read_manifest(folder)
+        try:
+            shards = tuple(Shard(**shard) for shard in about["shards"])
+            domains = tuple(about["domains"])
+            digest = content_digest(shards, domains, about["classes"])
+        except (KeyError, TypeError) as error:
+            raise ShardError(f"{folder / MANIFEST}: damaged ({error!r}); make the set again") from error
+        return cls(folder, folder.resolve().name, shards, domains, digest, about)
+
+    def select(self, split: str, role: str | None = None) -> tuple[Shard, ...]:
+        """The shards of one split, and of one role if given, in file order; may be empty."""
+        for word, known in ((split, SPLITS), (role, (*ROLES, None))):
+            if word not in known:
+                words = [name for name in known if name]
+                raise ShardError(
+                    f"no split or role {word!r}; there are: {', '.join(words)}{did_you_mean(str(word), words)}"
+                )
+        return tuple(shard for shard in self.shards if shard.split == split and role in (None, shard.role))
+
+    def sidecar(self, shard: Shard) -> np.ndarray:
+        """The shard's rows as a read-only memmap of SIDECAR; checked against the manifest's count and size."""
+        tar, path = self.folder / shard.file, self.folder / shard.sidecar
+        try:
+            num_bytes = tar.stat().st_size
+            rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ShardError(f"{path.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
+        if rows.dtype != SIDECAR or rows.shape != (shard.samples,):
+            raise ShardError(
+                f"{path.name}: {rows.shape} rows of {rows.dtype.names or rows.dtype}, but the manifest says "
+                f"{shard.samples} samples; the set is damaged, make it again"
+            )
+        if num_bytes != shard.bytes or last_byte(rows) > num_bytes:
+            raise ShardError(
+                f"{shard.file}: {num_bytes} bytes, but the manifest says {shard.bytes} and the last sample ends at "
+                f"{last_byte(rows)}; copy the file again"
+            )
+        return rows
+
+    @cached_property
+    def classes(self) -> Classes:
+        """Read on first use."""
+        text = self._text(CLASSES)
+        try:
+            return Classes.from_text(text)
+        except ValueError as error:
+            raise ShardError(f"{self.folder / CLASSES}: {error}; make the set again") from error
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """(domain, group) by the sidecar's group id; 0 is ("", "")."""
+        return tuple(read_groups(self._text(GROUPS)))
+
+    def read(self, shard: Shard, row: int) -> Sample:
+        """The sample at this place of the shard; opens the tar, so for more than a few keep it open: read_sample."""
+        rows = self.sidecar(shard)
+        if not 0 <= row < len(rows):
+            raise ShardError(f"{shard.file}: no row {row}; it has {len(rows)} samples")
+        try:
+            with (self.folder / shard.file).open("rb") as file:
+                return read_sample(file, rows[row])
+        except ShardError as error:
+            raise ShardError(f"row {row} of {error}") from error
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ShardError(f"{path}: {error.strerror}; the set is incomplete, copy or make it again") from error
+        if hashlib.sha256(raw).hexdigest() != self.about["classes"][name]:
+            raise ShardError(f"{path}: changed after the set was made; class ids would be wrong, make the set again")
+        return raw.decode("utf-8", "surrogateescape")
+
+
+def read_sample(file: BinaryIO, row: np.void) -> Sample:
+    """The sample that a sidecar row points to, from an open tar; verified by the header in front of it.
+
+    One seek and one read: the json follows its image.
+    """
+    image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
+    json_at, json_end = int(row["json_at"]), int(row["json_at"]) + int(row["json_bytes"])
+    start = max(image_at - BLOCK, 0)
+    file.seek(start)
+    span = file.read(max(json_end - start, 0))
+    header = parse_header(span[:BLOCK])
+    key = header[0].rpartition(".")[0] if header else ""
+    meta = parse_json(span[json_at - start :]) if len(span) == json_end - start else None
+    if not header or header[1] != num_bytes or key_hash(key) != int(row["key_hash"]) or meta is None:
+        found = f"{header[0]} of {header[1]} bytes{'' if meta else ' without its json'}" if header else "no tar header"
+        name = Path(getattr(file, "name", "shard")).name
+        raise ShardError(
+            f"{name}: expected an image of {num_bytes} bytes at byte {image_at}, found {found}; "
+            "tar and sidecar do not belong together, run `shards check` on the set"
+        )
+    return Sample(key, span[BLOCK : BLOCK + num_bytes], meta)
+
+
+def parse_json(raw: bytes) -> dict[str, Any] | None:
+    """The object, or None where the bytes hold none."""
+    try:
+        content = json.loads(raw)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def last_byte(rows: np.ndarray) -> int:
+    """Where the last sample's json ends; 0 without samples."""
+    return int(rows["json_at"][-1]) + int(rows["json_bytes"][-1]) if len(rows) else 0
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json as it stands, or the reason why this folder is no set."""
+    if not folder.is_dir():
+        raise ShardError(f"no shard set {folder}{sets_beside(folder)}")
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ShardError(f"{folder}: no {MANIFEST}, so it is half-written or not a shard set{sets_beside(folder)}")
+    try:
+        about: dict[str, Any] = json.loads(path.read_bytes())
+        schema = about["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: damaged ({error!r}); copy or make the set again") from error
+    if schema != SCHEMA:
+        raise ShardError(
+            f"{path}: schema {schema}, and this version ({__version__}) reads {SCHEMA}; "
+            "update the package or make the set again"
+        )
+    return about
+
+
+def sets_beside(folder: Path) -> str:
+    """`; there are: food, landmarks` for the sets in the same parent folder."""
+    parent = folder.parent
+    names = sorted(path.parent.name for path in parent.glob(f"*/{MANIFEST}")) if parent.is_dir() else []
+    return f"; there are in {parent}: {', '.join(names)}{did_you_mean(folder.name, names)}" if names else ""
+
+
+def content_digest(shards: Sequence[Shard], domains: Sequence[str], classes: Mapping[str, str]) -> str:
+    """What Manifest.digest is."""
+    content = [[asdict(shard) for shard in shards], list(domains), dict(classes)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_sidecar(folder: Path, shard: Shard, rows: Iterable[tuple[int, ...]]) -> None:
+    """The offsets of one finished tar."""
+    np.save(folder / shard.sidecar, np.array(list(rows), SIDECAR))
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    shards: Sequence[Shard],
+    domains: Sequence[str],
+    classes: Classes,
+    groups: Sequence[tuple[str, str]],
+    about: Mapping[str, Any],
+) -> None:
+    """Every file of the set but tars and sidecars; manifest.json comes last."""
+    sums = {}
+    for file, text in ((CLASSES, classes.to_text()), (GROUPS, write_groups(groups))):
+        raw = text.encode("utf-8", "surrogateescape")
+        (folder / file).write_bytes(raw)
+        sums[file] = hashlib.sha256(raw).hexdigest()
+    write_json(folder / "sizes.json", {shard.file: shard.samples for shard in shards})
+    trained = [{"url": s.file, "nsamples": s.samples, "filesize": s.bytes} for s in shards if s.role == "train"]
+    wids = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": trained}
+    write_json(folder / "wids.json", wids)
+    content = {
+        "schema": SCHEMA,
+        "tool": f"shards {__version__}",
+        "name": name,
+        **about,
+        "domains": list(domains),
+        "classes": sums,
+        "totals": totals(shards),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    write_json(folder / MANIFEST, content)
+
+
+def totals(shards: Sequence[Shard]) -> dict[str, dict[str, dict[str, int]]]:
+    """Shards, samples and bytes by split and role."""
+    table: dict[str, dict[str, dict[str, int]]] = {}
+    for shard in shards:
+        cell = table.setdefault(shard.split, {}).setdefault(shard.role, {"shards": 0, "samples": 0, "bytes": 0})
+        cell["shards"] += 1
+        cell["samples"] += shard.samples
+        cell["bytes"] += shard.bytes
+    return table
+
+
+def write_json(path: Path, content: object) -> None:
+    """Readable, sorted as given, newline at the end."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
