@@ -56,7 +56,8 @@ def _show(console: Console) -> None:
 
     run = RunDir((ROOT / "runs" / "demo-evaluation").resolve())
     console.print()
-    console.print(report.table(report.Report.read(run.report)))
+    for table in report.tables(report.Report.read(run.report)):
+        console.print(table)
     console.print(f"report: {run.page}", highlight=False, soft_wrap=True)
 
 
