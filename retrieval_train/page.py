@@ -232,7 +232,7 @@ _STYLE = """
   --series-3: #b794e0; --series-4: #4f6da3; --series-5: #555e70; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 var(--font); }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
+main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 h1 { font-size: 1.8rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .6rem; }
 h1, dd { overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 .5rem; } h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
