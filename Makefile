@@ -2,11 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# the tested versions; some of them are not there for Python 3.10, which takes what setup.cfg allows
-PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
 FAISS := $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo gpu; else echo cpu; fi)
 
-.PHONY: help install demo test check format test-slurm test-long clean
+.PHONY: help install demo test check format test-slurm clean
 
 help:
 	@echo "make install     .venv with everything in it (PYTHON=python3.11 chooses the Python)"
@@ -23,7 +21,7 @@ $(VENV)/.installed: setup.cfg constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing torch, DeepSpeed and the rest; about 4 minutes and 6 GB the first time"
-	$(BIN)/python -m pip install --quiet --progress-bar on $(PINS) -e ".[$(FAISS),test]"
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[$(FAISS),test]"
 	@echo "compiling DeepSpeed's CPU op"
 	$(BIN)/python -c 'from retrieval_train.engine.zero import compile_ops; compile_ops()' 
 	@touch $@

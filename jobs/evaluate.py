@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from jobs.job import JobConfig, Progress
-from retrieval_train.config import Section
+from retrieval_train.config import FileName, Section
 from retrieval_train.evaluation import embed
 from retrieval_train.evaluation.embed import Config as Embed
 from retrieval_train.evaluation.index import Config as Index
@@ -35,7 +35,7 @@ MOST_HITS = 10  # what the metrics read
 class EvaluationData(Section):
     """What is searched for, and in what."""
 
-    set: str
+    set: FileName
     """Set name: a folder under shards_root."""
     split: Literal["dev", "test"] = "dev"
     """Its queries are searched in its index and distractors, all domains in one."""
@@ -47,7 +47,7 @@ class Config(JobConfig):
     job: Literal["evaluate"]
     model: Path
     """An export folder: <run folder>/export."""
-    compare: dict[str, Path] = Field(default={})
+    compare: dict[FileName, Path] = Field(default={})
     """More exports to stand beside it in the table, by the name of their column."""
     baselines: tuple[Baseline, ...] = ("chance", "raw_pixels", "untrained")
     """What the model is held against; untrained is what its first training stage started from: where that was
@@ -80,6 +80,11 @@ class Config(JobConfig):
             if not (path / "model.json").is_file():
                 text = f"{path} is no export: it has no model.json; train first, then give <run folder>/export"
                 found.append((key, text))
+        if "untrained" in self.baselines and not found:
+            began = json.loads((self.model / "model.json").read_text())["model"]["began"]["backbone"].get("weights")
+            if began not in ("hub", "none", None) and not Path(began).is_file():
+                text = f"untrained needs {began}, which is not here; say baselines=[chance,raw_pixels] to leave it out"
+                found.append(("baselines", text))
         try:
             manifest = Manifest.load(self.shards_root / self.data.set)
         except ShardError as error:
@@ -185,7 +190,8 @@ def _search(
     query_QD, _ = queries.vectors(range(len(queries.parts)))
     vectors_ND, number_N = in_index.vectors(in_index.mine(world))
     id_N = _ids_by_key(in_index.keys())[number_N]
-    part = build_index(vectors_ND, config=config.index, gpu=world.device.index or 0)
+    gpu = world.device.index if world.device.type == "cuda" else None
+    part = build_index(vectors_ND, config=config.index, gpu=gpu)
     mine = search_part(part, vectors_ND=vectors_ND, id_N=id_N, query_QD=query_QD, k=MOST_HITS)
     merged = merge_hits(world.every(mine), k=MOST_HITS)
     return _as_numbers(merged, in_index.keys())

@@ -16,13 +16,13 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 import jobs
 from retrieval_train import config as configs
-from retrieval_train.config import ConfigError, Section, place
+from retrieval_train.config import ConfigError, FileName, Section, place
 from retrieval_train.rundir import RunDir, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Preempted(Exception):
 class Run(Section):
     """The run's name and the process it runs in."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    name: FileName
     """First part of the run folder's name: letters, digits, '.', '_' and '-'."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=place())
     """auto: a GPU where torch sees one, else the CPU."""
@@ -116,6 +116,8 @@ def start(run_dir: Path) -> dict[str, float]:
     run = RunDir(Path(run_dir).resolve())
     rank = int(os.environ.get("RANK", "0"))
     with _logging_to(run, rank), contextlib.ExitStack() as open_until_told:
+        if rank == 0:  # what the start before this one failed of
+            run.error.unlink(missing_ok=True)
         try:
             _enter_submit_folder(run)
             config = load(run)
@@ -159,7 +161,6 @@ class Progress:
 def _state_of(run: RunDir, world: World) -> Iterator[None]:
     """Keeps the run's `state` while the job runs."""
     if world.rank == 0:
-        run.error.unlink(missing_ok=True)
         run.set_state("running")
     world.barrier()
     try:

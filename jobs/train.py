@@ -25,7 +25,7 @@ from retrieval_train.models.backbones.backbone import BackboneConfig
 from retrieval_train.models.lora import Config as Lora
 from retrieval_train.models.necks.linear import Config as LinearNeck
 from retrieval_train.models.necks.neck import NeckConfig
-from retrieval_train.rundir import RunDir
+from retrieval_train.rundir import RunDir, sampled_digest
 from retrieval_train.tracking import Config as Tracking
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class Config(JobConfig):
 
     def inputs(self) -> dict[str, str]:
         found = {f"data.{m.name}": m.digest for m in self.data.manifests(self.shards_root)}
-        if (file := self.backbone.weights_file()) is not None:  # its sum would take too long for large weights
-            found["backbone.weights"] = f"{file.name}, {file.stat().st_size} bytes"
+        if (file := self.backbone.weights_file()) is not None:
+            found["backbone.weights"] = sampled_digest(file)
         if self.init is not None:
             found["init.model"] = json.loads((self.init.model / "model.json").read_text())["sha256"]
         return found
@@ -149,7 +149,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     _tell(config, loader, embedder, num_steps, engine.step)
     values = config.model_dump(mode="json")
     tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values)
-    extra = {"tracker": tracker.id, "sets": _sets(loader), "config": values, "batch": config.data.batch}
+    extra = {"tracker": tracker.id, "sets": _sets(loader)}
     checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
     progress = Progress(run, world, "train", total=num_steps, unit="steps")
     watchers: list[Watcher] = [
@@ -162,8 +162,8 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     try:
         with stop.listening(), contextlib.closing(loader.draws(engine.step, num_steps)) as draws:
             ending = train(engine, draws, watchers, stop)
+        failed = ending == "not finite"
         _after(ending, engine.step, checkpoints)
-        failed = False
     finally:
         tracker.close(failed=failed)
         with contextlib.suppress(Exception):
@@ -198,7 +198,7 @@ def _after(ending: Ending, step: int, checkpoints: Any) -> None:
     """Save; raise what the ending means."""
     if ending == "not finite":
         raise Diverged(
-            f"the loss is not a finite number at step {step + 1}; the last checkpoint is kept. Lower optimizer.lr or "
+            f"the loss or a gradient is not a finite number at step {step + 1}, which was not stepped. Lower optimizer.lr or "
             "head_lr, or set engine.clip_norm lower, in a new run"
         )
     checkpoints.save()

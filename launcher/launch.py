@@ -90,7 +90,8 @@ class _Told:
 def rank_variables(place: Placement, *, cores: int) -> dict[str, str]:
     """What torch.distributed wants to know. `cores` are those that this process may use."""
     # all ranks of one start compute the same port, and the next start, whose first node may be the same, another one
-    port = place.port or _FIRST_PORT + (int(place.job_id.partition("_")[0]) + place.restarts) % _NUM_PORTS
+    start = int(place.job_id.partition("_")[0]) + 7919 * place.restarts  # not +1 each: that is the next job's port
+    port = place.port or _FIRST_PORT + start % _NUM_PORTS
     threads = place.cpus_per_task or max(1, cores // place.local_size)
     return {
         "RANK": str(place.rank),

@@ -5,12 +5,12 @@ lacks=""
 need() { lacks="$lacks $1"; echo "missing: $2" >&2; }
 
 if ! command -v "$PYTHON" >/dev/null 2>&1; then
-    need python3 "$PYTHON, a Python of 3.10 or newer"
+    need python3 "$PYTHON, a Python of 3.11 to 3.13"
 else
     version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     case $version in
-        3.1[0-9]) ;;
-        *) echo "$PYTHON is Python $version; this needs 3.10 or newer: make install PYTHON=python3.11" >&2; exit 2 ;;
+        3.1[123]) ;;
+        *) echo "$PYTHON is Python $version; this needs 3.11, 3.12 or 3.13: make install PYTHON=python3.11" >&2; exit 2 ;;
     esac
     "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || need "python$version-venv" "Python's venv module"
     header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h

@@ -14,9 +14,9 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Annotated, Any, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, field_validator
 
 from retrieval_train.choice import Chosen
 
@@ -40,7 +40,9 @@ class Section(BaseModel):
     left out of the run's identity (see `identity`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -48,15 +50,22 @@ class Section(BaseModel):
         """pydantic reads "3" as 3 and true as 1; in a config both are mistakes that should be seen."""
         assert info.field_name is not None
         kinds = set(_plain_types(cls.model_fields[info.field_name].annotation))
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise ValueError(f"{str(value).lower()} is not a number")
-        if isinstance(value, str) and kinds & {int, float, bool} and not kinds & {str, Path}:
-            wanted = "true or false" if bool in kinds else "a number"
-            raise ValueError(f"'{value}' is text where {wanted} is needed")
+        inside = (
+            value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+        )
+        for one in inside:
+            if isinstance(one, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{str(one).lower()} is not a number")
+            if isinstance(one, str) and kinds & {int, float, bool} and not kinds & {str, Path}:
+                wanted = "true or false" if bool in kinds else "a number"
+                raise ValueError(f"'{one}' is text where {wanted} is needed")
         return value
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+"""A name that becomes a folder's: letters, digits, '.', '_' and '-'."""
 
 
 def read(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -234,6 +243,10 @@ def _plain_types(annotation: Any) -> Iterator[Any]:
     if origin in (Union, types.UnionType, typing.Annotated):
         for part in typing.get_args(annotation):
             yield from _plain_types(part)
+    elif origin in (tuple, list):
+        yield from (kind for part in typing.get_args(annotation) for kind in _plain_types(part))
+    elif origin is dict:
+        yield from _plain_types(typing.get_args(annotation)[1])
     elif origin is typing.Literal:
         yield from (type(value) for value in typing.get_args(annotation))
     else:

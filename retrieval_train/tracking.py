@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 class Wandb(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where there is a W&B key (WANDB_API_KEY or `wandb login`), else offline."""
+    """auto: what WANDB_MODE says; else online where there is a key (WANDB_API_KEY or `wandb login`), else offline."""
     project: str = "retrieval-train"
     """The W&B project."""
     entity: str | None = None
@@ -84,7 +85,7 @@ class WandbRun:
 
         if not run.tracker_id.is_file():
             write_text(run.tracker_id, secrets.token_hex(4) + "\n")
-        mode = config.mode if config.mode != "auto" else ("online" if _has_key() else "offline")
+        mode = config.mode if config.mode != "auto" else _automatic_mode()
         self._wandb_run = wandb.init(
             project=config.project,
             entity=config.entity,
@@ -99,14 +100,24 @@ class WandbRun:
             settings=wandb.Settings(console="off", silent=True, disable_git=True),
         )
         self.id = self._wandb_run.id
+        self._lost = False
         where = self._wandb_run.url or f"offline; to upload: wandb sync {Path(self._wandb_run.dir).parent}"
         log.info("W&B run %s (%s)", self.id, where)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._wandb_run.log(dict(numbers), step=step)
+        if self._lost:
+            return
+        try:
+            self._wandb_run.log(dict(numbers), step=step)
+        except Exception as error:  # the training is worth more than its dashboard
+            self._lost = True
+            log.warning("W&B is lost from step %d on: %s; metrics.jsonl has all numbers", step, error)
 
     def close(self, *, failed: bool = False) -> None:
-        self._wandb_run.finish(exit_code=int(failed))
+        try:
+            self._wandb_run.finish(exit_code=int(failed))
+        except Exception as error:
+            log.warning("W&B did not finish: %s; metrics.jsonl has all numbers", error)
 
 
 class All:
@@ -155,8 +166,12 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _has_key() -> bool:
+def _automatic_mode() -> Any:
+    """What WANDB_MODE says; else online where there is a key for the server, else offline."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_API_KEY"):
-        return True
+        return "online"
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")
+    return "online" if netrc.is_file() and server in netrc.read_text(errors="ignore") else "offline"

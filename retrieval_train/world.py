@@ -127,7 +127,8 @@ class Group:
         return values
 
     def barrier(self) -> None:
-        self.sum(torch.zeros(1, device=self.device))
+        # reading the sum makes the host wait: NCCL's collectives alone only order the GPU's work
+        self.sum(torch.zeros(1, device=self.device)).item()
 
 
 class _Gather(torch.autograd.Function):
@@ -160,6 +161,9 @@ def open_world(device: Device = "auto", *, timeout_min: float = 30) -> Iterator[
     mine = _device(device, int(os.environ["LOCAL_RANK"]))
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
+        os.environ["LOCAL_RANK"] = str(mine.index)  # DeepSpeed takes it for the device's number
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed takes a GPU where there is one
     torch.distributed.init_process_group(
         backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
         timeout=datetime.timedelta(minutes=timeout_min),

@@ -103,7 +103,7 @@ def way(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--out",
         str(root / "sets/shapes"),
     )
-    for name in ("whole", "killed"):
+    for name in ("whole", "killed", "moved"):
         (root / f"{name}.yaml").write_text(TRAIN.format(name=name, root=root))
     (root / "evaluate.yaml").write_text(EVALUATE.format(root=root))
     submit(root / "whole.yaml")
@@ -173,6 +173,22 @@ def test_a_killed_run_that_is_repeated_ends_with_the_same_loss(way: Path) -> Non
     assert [line["step"] for line in lines] == list(range(1, 25)), "no step twice, none left out"
     assert "going on from" in (folder / "logs/0.log").read_text()
     assert the_run(way, "killed").name.rpartition("-")[0] == "killed"
+
+
+def test_a_run_that_is_cancelled_saves_and_goes_on_with_one_rank(way: Path) -> None:
+    command = submit_command(way / "moved.yaml")
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    folder = wait_for_step(way, "moved", 7, process)
+    run(sys.executable, "launcher/status.py", "--runs-root", str(way / "runs"), "cancel", "moved")
+    process.wait(60)
+    assert (folder / "state").read_text() == "preempted\n"
+    saved = int((folder / "checkpoints/latest").read_text().rpartition("-")[2])
+    assert 7 <= saved < 24 and saved % 5, "saved where it was told to stop, not at the last regular step"
+    alone = [part if part != "2" else "1" for part in command]
+    run(*alone)
+    lines, whole = metrics_of(folder), metrics_of(the_run(way, "whole"))
+    assert [line["step"] for line in lines] == list(range(1, 25))
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in whole], rel=1e-3)
 
 
 def wait_for_step(root: Path, name: str, step: int, process: subprocess.Popen[bytes]) -> Path:

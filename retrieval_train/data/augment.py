@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
 class Augment(Section):
     """Random rotation, crop, flip, colours and erasing, in this order; a value of 0 leaves an operation out."""
 
-    crop_scale: tuple[float, float] = (0.7, 1.0)
+    crop_scale: tuple[Share, Share] = (0.7, 1.0)
     """Least and largest share of the area that the random crop keeps."""
     crop_ratio: tuple[float, float] = (0.8, 1.25)
     """Least and largest width over height of the crop."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from retrieval_train.config import Section, place
+from retrieval_train.config import FileName, Section, place
 from retrieval_train.data.augment import Augment
 from retrieval_train.data.view import View
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class DataConfig(Section):
     """Which sets, in which shares, in what batches."""
 
-    mixture: dict[str, float]
+    mixture: dict[FileName, float]
     """Set name (a folder under shards_root) -> how often an epoch takes each of its samples: 1.0 once, 2.0 twice."""
     batch: int = Field(default=256, ge=1)
     """Rows of the global batch, over all ranks and accumulated micro-batches."""
@@ -60,15 +60,18 @@ class DataConfig(Section):
     def problems(self, shards_root: Path) -> list[tuple[str, str]]:
         from shards.manifest import Manifest, ShardError
 
-        found = []
+        found, rows = [], 0
         for name in sorted(self.mixture):
             try:
                 manifest = Manifest.load(shards_root / name)
                 if not manifest.select("train"):
                     splits = sorted({shard.split for shard in manifest.shards})
                     found.append((f"data.mixture.{name}", f"has no training samples, only {', '.join(splits)}"))
+                rows += round(self.mixture[name] * sum(shard.samples for shard in manifest.select("train")))
             except ShardError as error:
                 found.append((f"data.mixture.{name}", str(error)))
+        if not found and rows < self.batch:
+            found.append(("data.batch", f"{self.batch} rows, but an epoch has only {rows}; take a smaller batch"))
         return found
 
 
@@ -95,6 +98,7 @@ class Loader:
             sampler=range(first, stop),
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
+            multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.world.device.type == "cuda",
             collate_fn=_as_it_is,
             worker_init_fn=_quiet_worker,

@@ -13,6 +13,7 @@ Any number of parts in any order: 8 ranks write what 3 ranks read.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class CheckpointError(ValueError):
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:  # a checkpoint that is named must be on the disk
+        os.fsync(file.fileno())
 
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ class Report:
 
 
 class NotFinite(Exception):
-    """The loss is not a number: nothing was stepped."""
+    """The loss or a gradient is not a finite number: nothing was stepped."""
 
 
 class Engine(Protocol):

@@ -1,4 +1,4 @@
-"""The forward of one micro-batch as every engine does it: seeded, in the run's precision, weighted by its rows."""
+"""The forward of one micro-batch as every engine does it: seeded, and weighted by its rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ def seeded(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
-def global_loss(learner: Learner, embed: Callable[[Tensor], Tensor], batch: Batch, precision: str) -> Tensor:
+def global_loss(learner: Learner, embed: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     """This micro-batch's share of the mean loss over the global batch; the same number on every rank."""
-    batch = batch.to(learner.world.device)
-    with torch.autocast(learner.world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return learner.forward(embed, batch) * batch.weight
+    return learner.forward(embed, batch.to(learner.world.device)) * batch.weight

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from retrieval_train.config import Section
+from retrieval_train.engine.engine import NotFinite
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from retrieval_train.heads.centres import Head
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Section):
@@ -29,7 +34,7 @@ class Optimizer(Section):
     """Peak learning rate of the class centres."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Decay of matrices; biases, norms and class centres (whose length has no effect) have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the two moments."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
@@ -77,5 +82,10 @@ def squared_norm(tensors: Iterable[Tensor | None]) -> Tensor:
 
 
 def clip_factor(norm: float, limit: float) -> float:
-    """What gradients are multiplied by so that their norm stays within `limit`; 1 where `limit` is 0."""
+    """What gradients are multiplied by so that their norm stays within `limit`; 1 where `limit` is 0.
+
+    Raises NotFinite, before anything is stepped: the norm is the same on every rank, so all of them stop here.
+    """
+    if not math.isfinite(norm):
+        raise NotFinite(f"gradient norm {norm}")
     return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0

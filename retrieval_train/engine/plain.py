@@ -37,6 +37,7 @@ class Plain:
         self.step = 0
         self._config, self._learner, self._schedule, self._seed = config, learner, schedule, seed
         self._world = learner.world
+        learner.embedder.bf16 = config.precision == "bf16"  # type: ignore[assignment]
         self._centres = CentreStep(learner.head, optimizer, self._world)
         self._optimizer = optimizer.build(optimizer.groups(learner.embedder))
         self._trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
@@ -50,7 +51,7 @@ class Plain:
         seeded(self._seed, self.step, self._world.rank)
         loss = 0.0
         for batch in micro_batches:
-            part = global_loss(self._learner, self._learner.embedder, batch, self._config.precision)
+            part = global_loss(self._learner, self._learner.embedder, batch)
             if not part.isfinite():
                 raise NotFinite(f"loss {part.item()} at step {self.step}")
             part.backward()  # type: ignore[no-untyped-call]

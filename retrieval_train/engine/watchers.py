@@ -65,7 +65,8 @@ class Show:
         self._show, self._every = show, max(1, num_steps // 50)
 
     def after(self, report: Report) -> None:
-        note = f"loss {report.loss:.3f}  lr {report.lr:.2g}  {report.images / report.step_s:.0f} images/s"
+        speed = report.images / (report.step_s + report.wait_s)
+        note = f"loss {report.loss:.3f}  lr {report.lr:.2g}  {speed:.0f} images/s"
         self._show(report.step, note)
         if report.step % self._every == 0 or report.step == 1:
             log.info("step %d  %s  gradient norm %.3g", report.step, note, report.grad_norm)

@@ -103,6 +103,7 @@ class Zero:
         self.step = 0
         self._config, self._learner, self._schedule, self._seed = config, learner, schedule, seed
         self._world = learner.world
+        learner.embedder.bf16 = config.precision == "bf16"  # type: ignore[assignment]
         self._centres = CentreStep(learner.head, optimizer, self._world)
         self._trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
         self._optimizer = optimizer.build(optimizer.groups(learner.embedder))
@@ -131,7 +132,7 @@ class Zero:
         set_lr(self._optimizer, factor)
         loss = 0.0
         for index, batch in enumerate(micro_batches):
-            part = global_loss(self._learner, self._deepspeed, batch, self._config.precision)
+            part = global_loss(self._learner, self._deepspeed, batch)
             if not part.isfinite():  # the same number on every rank, so all stop here
                 raise NotFinite(f"loss {part.item()} at step {self.step}")
             self._deepspeed.backward(part * self._world.size, scale_wrt_gas=False)

@@ -127,6 +127,7 @@ def _embedded(
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=config.workers,
+        multiprocessing_context="fork" if config.workers else None,
         collate_fn=lambda pair: pair,
         worker_init_fn=_one_core,
     )

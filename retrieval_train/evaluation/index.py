@@ -36,12 +36,12 @@ class Index(Protocol):
     def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def build_index(vectors_ND: np.ndarray, *, config: Config, gpu: int = 0) -> Index:
+def build_index(vectors_ND: np.ndarray, *, config: Config, gpu: int | None = None) -> Index:
     """Copies float32 vectors into an index. They are expected L2-normalised, so that the inner product is the
     cosine.
 
-    `gpu` is this rank's device among those that FAISS sees; it is not looked at where FAISS sees none
-    (faiss-cpu).
+    `gpu` is this rank's device among those that FAISS sees; None keeps the index on the CPU. It is not looked at
+    where FAISS sees none (faiss-cpu).
     """
     import faiss
 
@@ -50,7 +50,7 @@ def build_index(vectors_ND: np.ndarray, *, config: Config, gpu: int = 0) -> Inde
     dim = vectors_ND.shape[1]
     num_gpus = faiss.get_num_gpus()
     index: Any  # FAISS's classes wrap `search` at import, which its stubs do not say
-    if num_gpus == 0:
+    if gpu is None or num_gpus == 0:
         index = faiss.IndexFlatIP(dim)
     elif gpu < num_gpus:
         place = faiss.GpuIndexFlatConfig()
@@ -60,7 +60,8 @@ def build_index(vectors_ND: np.ndarray, *, config: Config, gpu: int = 0) -> Inde
         raise ValueError(f"gpu {gpu} is not one of the {num_gpus} that FAISS sees (0 to {num_gpus - 1})")
     for start in range(0, len(vectors_ND), ROWS_AT_ONCE):  # a memory-mapped file never lies in memory twice
         index.add(np.ascontiguousarray(vectors_ND[start : start + ROWS_AT_ONCE]))
-    log.info("index: %d vectors of %d dimensions on %s", index.ntotal, dim, f"GPU {gpu}" if num_gpus else "CPU")
+    where = f"GPU {gpu}" if num_gpus and gpu is not None else "CPU"
+    log.info("index: %d vectors of %d dimensions on %s", index.ntotal, dim, where)
     return cast(Index, index)
 
 

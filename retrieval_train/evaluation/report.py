@@ -29,7 +29,7 @@ Fact = str | int | float | bool | None
 
 
 def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
 class Report(BaseModel):

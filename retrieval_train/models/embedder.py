@@ -14,6 +14,8 @@ class Embedder(nn.Module):
 
     mean_3HW: Tensor
     std_3HW: Tensor
+    bf16: bool = False
+    """Matrix products in bfloat16. Switched on in here, because DeepSpeed's wrapper switches off what is around it."""
 
     def __init__(self, backbone: BackboneConfig, neck: NeckConfig, *, with_weights: bool = True) -> None:
         super().__init__()
@@ -27,7 +29,8 @@ class Embedder(nn.Module):
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         normal_NCHW = (image_NCHW.to(self.mean_3HW.dtype) - self.mean_3HW) / self.std_3HW
-        out: Tensor = self.neck(self.backbone(normal_NCHW))
+        with torch.autocast(image_NCHW.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            out: Tensor = self.neck(self.backbone(normal_NCHW))
         return out
 
 

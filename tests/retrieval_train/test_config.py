@@ -72,9 +72,31 @@ def test_a_missing_part_is_named(good: Path, tmp_path: Path) -> None:
     assert found["head.name"].startswith("is required and missing; one of: arcface")
 
 
-@pytest.mark.parametrize(("override", "path"), [("data.batch=true", "data.batch"), ("seed='3'", "seed")])
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("data.batch=true", "data.batch"),
+        ("seed='3'", "seed"),
+        ("data.mixture.toys=true", "data.mixture"),
+        ("optimizer.betas=['0.9',0.99]", "optimizer.betas"),
+        ("optimizer.lr=.inf", "optimizer.lr"),
+    ],
+)
 def test_numbers_are_numbers(good: Path, override: str, path: str) -> None:
     assert "number" in problems_of(good, override)[path]
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("data.mixture={../../etc: 1.0}", "data.mixture"),
+        ("run.name=../x", "run.name"),
+        ("optimizer.betas=[0.9,1.5]", "optimizer.betas"),
+        ("data.augment.crop_scale=[0.5,7]", "data.augment.crop_scale"),
+    ],
+)
+def test_names_stay_in_their_folder_and_values_in_their_range(good: Path, override: str, path: str) -> None:
+    assert any(found.startswith(path) for found in problems_of(good, override))
 
 
 def test_a_missing_file_suggests_the_nearest(good: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from retrieval_train.data.batch import Batch
 from retrieval_train.engine import plain, zero
-from retrieval_train.engine.engine import Engine, EngineConfig
+from retrieval_train.engine.engine import Engine, EngineConfig, NotFinite
 from retrieval_train.engine.params import Optimizer
 from retrieval_train.engine.schedule import ScheduleConfig
 from retrieval_train.heads import arcface
@@ -72,6 +72,19 @@ def steps(engine: Engine, world: World, *, until: int, accumulate: int = 1) -> l
     return figures
 
 
+def refuse_a_poisoned_step(engine: Engine, world: World, *, accumulate: int) -> None:
+    """A finite loss whose gradient is not: nothing may be stepped."""
+    before = engine.trained_weights()
+    neck = engine._learner.embedder.neck  # type: ignore[attr-defined]
+    poison = neck.register_full_backward_hook(lambda module, grads, outs: tuple(g * float("nan") for g in grads))
+    with pytest.raises(NotFinite):
+        engine.train_step(micro_batches(engine.step, accumulate, world))
+    poison.remove()
+    assert engine.step == STEPS
+    after = engine.trained_weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def every_stage(world: World, folder: Path, sources: list[str], clip: float) -> dict[str, Any]:
     """In one world: train every stage, saving half-way; then go on from each of `sources` in every stage."""
     logging.disable(logging.WARNING)
@@ -87,6 +100,7 @@ def every_stage(world: World, folder: Path, sources: list[str], clip: float) -> 
         world.barrier()
         engine.save(saved, {"note": "kept"})
         out[f"stage {stage}"] = first + steps(engine, world, until=STEPS, accumulate=accumulate)
+        refuse_a_poisoned_step(engine, world, accumulate=accumulate)
         engine.close()
         for source in sources:
             resumed = engine_of(config, world)
@@ -103,6 +117,9 @@ def test_all_stages_on_1_2_3_ranks_train_like_one_dense_process_and_load_each_ot
     world = Alone()
     dense = steps(engine_of(plain.Config(clip_norm=clip), world), world, until=STEPS)
     assert any(norm > clip for _, norm in dense), "the case must clip"
+    engine = engine_of(plain.Config(clip_norm=clip), world)
+    steps(engine, world, until=STEPS)
+    refuse_a_poisoned_step(engine, world, accumulate=1)
     sources: list[str] = []
     for ranks in (1, 3, 2):
         for out in run_ranks(every_stage, ranks, tmp_path, sources, clip):

@@ -32,6 +32,16 @@ def test_an_embedder_is_the_same_for_the_same_seed() -> None:
     assert embedder(identity.Config())(IMAGE).shape == (2, 192)
 
 
+def test_bf16_is_on_inside_even_where_a_wrapper_switches_autocast_off() -> None:
+    model = embedder()
+    exact = model(IMAGE)
+    model.bf16 = True
+    with torch.autocast("cpu", enabled=False):  # what DeepSpeed's forward does
+        out = model(IMAGE)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
+
+
 def test_lora_starts_as_the_identity_learns_and_merges(tmp_path: Path) -> None:
     model = embedder()
     before = model(IMAGE)
