@@ -18,12 +18,11 @@ if __name__ == "__main__":  # started as a file: imports begin at the repo, not 
 
 import argparse
 import difflib
-import json
 import time
 
 from launcher import folder, watch
 from launcher import ticket as tickets
-from retrieval_train.rundir import RunDir, read_json, write_text
+from retrieval_train.rundir import RunDir, write_text
 
 _CANCEL_S = 90.0
 
@@ -71,8 +70,10 @@ def _runs(options: argparse.Namespace) -> int:
     if not found:
         raise ValueError(f"no runs in {options.runs_root}; --runs-root names another folder")
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "job", "state", "step", "note", "age"):
-        table.add_column(name, justify="right" if name == "age" else "left", overflow="fold")
+    widest = max(len(run.path.name) for run in found)
+    for name, width in {"run": widest, "state": 9, "step": 18, "age": 6, "note": 0}.items():
+        # a name that was cut could not be typed again: the note gives way first
+        table.add_column(name, no_wrap=True, min_width=width, overflow="ellipsis")
     for run in sorted(found, key=lambda run: (run.path / "state").stat().st_mtime):
         table.add_row(*(escape(cell) for cell in _row(run)))
     console = Console()
@@ -80,22 +81,18 @@ def _runs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _row(run: RunDir) -> tuple[str, str, str, str, str, str]:
-    try:
-        job = str(read_json(run.plan)["job"])
-    except (FileNotFoundError, json.JSONDecodeError):
-        job = "?"
+def _row(run: RunDir) -> tuple[str, str, str, str, str]:
     note = ""
     try:
         folder.active_ticket(run)  # settles a run that died without a word
     except ValueError as error:
         note = str(error)
     progress = watch.read_progress(run) or {}
-    step = "" if not progress else f"{progress['stage']} {progress['done']}/{progress['total']} {progress['unit']}"
+    step = "" if not progress else f"{progress['stage']} {progress['done']}/{progress['total']}"
     if run.state == "failed" and run.error.exists():
         note = run.error.read_text(encoding="utf-8").partition("\n")[0]
     age = _age(time.time() - (run.path / "state").stat().st_mtime)
-    return run.path.name, job, run.state or "?", step, note or str(progress.get("note", "")), age
+    return run.path.name, run.state or "?", step, age, note or str(progress.get("note", ""))
 
 
 def _age(seconds: float) -> str:

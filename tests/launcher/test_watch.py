@@ -60,10 +60,10 @@ def test_the_table_has_a_line_for_each_run_and_says_why_one_failed(
     (tmp_path / "not a run").mkdir()
     assert status.main(["runs", "--runs-root", str(tmp_path)]) == 0
     header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header == ["run", "job", "state", "step", "note", "age"]
+    assert header == ["run", "state", "step", "age", "note"]
     assert rows == [
-        ["a-12345678", "train", "preempted", "train", "3/10", "steps", "[loss]", "0.5", "0", "s"],
-        ["b-12345678", "train", "failed", "train", "3/10", "steps", "ValueError:", "no", "0", "s"],
+        ["a-12345678", "preempted", "train", "3/10", "0", "s", "[loss]", "0.5"],
+        ["b-12345678", "failed", "train", "3/10", "0", "s", "ValueError:", "no"],
     ]
 
 
