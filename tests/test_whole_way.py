@@ -176,19 +176,37 @@ def test_a_killed_run_that_is_repeated_ends_with_the_same_loss(way: Path) -> Non
 
 
 def test_a_run_that_is_cancelled_saves_and_goes_on_with_one_rank(way: Path) -> None:
-    command = submit_command(way / "moved.yaml")
+    command = [*submit_command(way / "moved.yaml"), "checkpoint.every_steps=1000"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    folder = wait_for_step(way, "moved", 7, process)
-    run(sys.executable, "launcher/status.py", "--runs-root", str(way / "runs"), "cancel", "moved")
+    folder = wait_for_step(way, "moved", 3, process)
+    run(sys.executable, "launcher/status.py", "cancel", "moved", "--runs-root", str(way / "runs"))
     process.wait(60)
     assert (folder / "state").read_text() == "preempted\n"
     saved = int((folder / "checkpoints/latest").read_text().rpartition("-")[2])
-    assert 7 <= saved < 24 and saved % 5, "saved where it was told to stop, not at the last regular step"
+    assert 3 <= saved < 24, "saved where it was told to stop: no regular step is due"
     alone = [part if part != "2" else "1" for part in command]
     run(*alone)
     lines, whole = metrics_of(folder), metrics_of(the_run(way, "whole"))
     assert [line["step"] for line in lines] == list(range(1, 25))
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in whole], rel=1e-3)
+
+
+def test_bf16_trains_close_to_fp32(way: Path) -> None:
+    submit(way / "whole.yaml", "run.name=half", "engine.precision=bf16", "length.steps=3", "schedule.warmup=0")
+    submit(way / "whole.yaml", "run.name=full", "engine.precision=fp32", "length.steps=3", "schedule.warmup=0")
+    half, full = (metrics_of(the_run(way, name)) for name in ("half", "full"))
+    assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02)
+    assert half[0]["loss"] != full[0]["loss"], "bf16 was not on"
+
+
+def test_the_export_job_gives_what_the_run_exported(way: Path) -> None:
+    config = way / "export.yaml"
+    config.write_text(f"job: export\nrun: {{name: again}}\nruns_root: {way}/runs\ntrain: {way}/runs/whole\n")
+    command = [sys.executable, "launcher/submit.py", "--cluster", "local", f"config={config}"]
+    run(*command)
+    first, second = (json.loads((the_run(way, name) / "export/model.json").read_text()) for name in ("whole", "again"))
+    assert first == second
+    assert "train" in run(*command, "step=7", expect=2)
 
 
 def wait_for_step(root: Path, name: str, step: int, process: subprocess.Popen[bytes]) -> Path:

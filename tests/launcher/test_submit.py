@@ -149,7 +149,7 @@ def test_ctrl_c_leaves_the_run_going_which_the_same_command_follows_and_cancel_e
 
     second = repo.start(*command)
     table = repo.status("runs")
-    assert re.search(rf"{run.path.name} +noop +running +noop 3/3 steps", table.out), table.out + table.err
+    assert re.search(rf"{run.path.name} +running +noop 3/3", table.out), table.out + table.err
     ended = repo.status("cancel", "it")
     assert ended.code == 0, ended.err
     assert f"told pid {pid} on " in ended.err
