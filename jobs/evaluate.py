@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from jobs.job import JobConfig, Progress
-from retrieval_train.config import FileName, Section
+from retrieval_train.config import FileName, LinkedPath, Section
 from retrieval_train.evaluation import embed
 from retrieval_train.evaluation.embed import Config as Embed
 from retrieval_train.evaluation.index import Config as Index
-from retrieval_train.rundir import RunDir
+from retrieval_train.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
     from retrieval_train.data.reader import Reader
@@ -45,9 +44,9 @@ class Config(JobConfig):
     """Evaluate an export."""
 
     job: Literal["evaluate"]
-    model: Path
+    model: LinkedPath
     """An export folder: <run folder>/export."""
-    compare: dict[FileName, Path] = Field(default={})
+    compare: dict[FileName, LinkedPath] = Field(default={})
     """More exports to stand beside it in the table, by the name of their column."""
     baselines: tuple[Baseline, ...] = ("chance", "raw_pixels", "untrained")
     """What the model is held against; untrained is what its first training stage started from: where that was
@@ -59,18 +58,13 @@ class Config(JobConfig):
     index: Index = Index()
     """How vectors are searched."""
 
-    @field_validator("model")
-    @classmethod
-    def _model_as_it_is_now(cls, model: Path) -> Path:
-        return model.resolve() if model.exists() else model
-
     @field_validator("compare")
     @classmethod
-    def _compared_as_they_are_now(cls, compare: dict[str, Path]) -> dict[str, Path]:
+    def _columns_of_their_own(cls, compare: dict[str, Path]) -> dict[str, Path]:
         taken = {"trained", "merged", "chance", "raw_pixels", "untrained", "zero_shot"} & set(compare)
         if taken:
             raise ValueError(f"'{min(taken)}' is the name of another column; choose another one")
-        return {name: path.resolve() if path.exists() else path for name, path in compare.items()}
+        return compare
 
     def problems(self) -> list[tuple[str, str]]:
         from shards.manifest import Manifest, ShardError
@@ -81,7 +75,7 @@ class Config(JobConfig):
                 text = f"{path} is no export: it has no model.json; train first, then give <run folder>/export"
                 found.append((key, text))
         if "untrained" in self.baselines and not found:
-            began = json.loads((self.model / "model.json").read_text())["model"]["began"]["backbone"].get("weights")
+            began = read_json(self.model / "model.json")["model"]["began"]["backbone"].get("weights")
             if began not in ("hub", "none", None) and not Path(began).is_file():
                 text = f"untrained needs {began}, which is not here; say baselines=[chance,raw_pixels] to leave it out"
                 found.append(("baselines", text))
@@ -104,7 +98,7 @@ class Config(JobConfig):
         from shards.manifest import Manifest
 
         models = {"model": self.model, **{f"compare.{name}": path for name, path in self.compare.items()}}
-        sums = {key: json.loads((path / "model.json").read_text())["sha256"] for key, path in models.items()}
+        sums = {key: read_json(path / "model.json")["sha256"] for key, path in models.items()}
         return sums | {"data.set": Manifest.load(self.shards_root / self.data.set).digest}
 
 
@@ -189,12 +183,11 @@ def _search(
     progress.show(len(query) + len(searched))
     query_QD, _ = queries.vectors(range(len(queries.parts)))
     vectors_ND, number_N = in_index.vectors(in_index.mine(world))
-    id_N = _ids_by_key(in_index.keys())[number_N]
+    id_of = _ids_by_key(in_index.keys())
     gpu = world.device.index if world.device.type == "cuda" else None
     part = build_index(vectors_ND, config=config.index, gpu=gpu)
-    mine = search_part(part, vectors_ND=vectors_ND, id_N=id_N, query_QD=query_QD, k=MOST_HITS)
-    merged = merge_hits(world.every(mine), k=MOST_HITS)
-    return _as_numbers(merged, in_index.keys())
+    mine = search_part(part, vectors_ND=vectors_ND, id_N=id_of[number_N], query_QD=query_QD, k=MOST_HITS)
+    return _as_numbers(merge_hits(world.every(mine), k=MOST_HITS), id_of)
 
 
 def _scaled(progress: Progress, world: World, before: int) -> Callable[[int], None]:
@@ -212,13 +205,13 @@ def _ids_by_key(keys: list[str]) -> Any:
     return ids
 
 
-def _as_numbers(hits: Hits, keys: list[str]) -> Hits:
+def _as_numbers(hits: Hits, id_of: Any) -> Hits:
     """Hits whose ids are sample numbers again."""
     import numpy as np
 
     from retrieval_train.evaluation.search import Hits
 
-    number_of = np.append(np.argsort(_ids_by_key(keys)), -1)  # id -1, no hit, stays -1
+    number_of = np.append(np.argsort(id_of), -1)  # id -1, no hit, stays -1
     return Hits(hits.score_QK, number_of[hits.id_QK])
 
 
@@ -242,7 +235,6 @@ def _gallery(hits: Hits, truth: Truth, query: Reader, searched: Reader, run: Run
 def _write(config: Config, run: RunDir, scores: dict[str, Scores], truth: Truth, gallery: Gallery) -> None:
     from retrieval_train.evaluation import metrics, report
     from retrieval_train.models import exported
-    from retrieval_train.rundir import read_json
 
     _, card = exported.read_card(config.model)
     facts: dict[str, Any] = {key: card[key] for key in ("run", "step", "dim", "sha256") if key in card}

@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from jobs.job import JobConfig
+from retrieval_train.config import LinkedPath
 from retrieval_train.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -22,15 +23,10 @@ class Config(JobConfig):
     """Export a checkpoint of a train run into this run's `export/`."""
 
     job: Literal["export"]
-    train: Path
+    train: LinkedPath
     """The train run's folder."""
     step: int | None = Field(default=None, ge=1)
     """Which checkpoint; null takes the latest."""
-
-    @field_validator("train")
-    @classmethod
-    def _as_it_is_now(cls, train: Path) -> Path:
-        return train.resolve() if train.exists() else train
 
     def checkpoint(self) -> Path | None:
         source = RunDir(self.train)

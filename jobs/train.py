@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from jobs.job import JobConfig, Preempted, Progress
 from retrieval_train.choice import Chosen
-from retrieval_train.config import Section
+from retrieval_train.config import LinkedPath, Section
 from retrieval_train.data.loader import DataConfig
 from retrieval_train.engine.engine import EngineConfig
 from retrieval_train.engine.params import Optimizer
@@ -25,7 +24,7 @@ from retrieval_train.models.backbones.backbone import BackboneConfig
 from retrieval_train.models.lora import Config as Lora
 from retrieval_train.models.necks.linear import Config as LinearNeck
 from retrieval_train.models.necks.neck import NeckConfig
-from retrieval_train.rundir import RunDir, sampled_digest
+from retrieval_train.rundir import RunDir, read_json, sampled_digest
 from retrieval_train.tracking import Config as Tracking
 
 if TYPE_CHECKING:
@@ -58,14 +57,8 @@ class Length(Section):
 class Init(Section):
     """Start from the export of an earlier run: its backbone and neck, and its centres of classes of the same name."""
 
-    model: Path
+    model: LinkedPath
     """An export folder: <run folder>/export."""
-
-    @field_validator("model")
-    @classmethod
-    def _as_it_is_now(cls, model: Path) -> Path:
-        """`runs/<name>` follows the newest run of that name: the config says which one that was."""
-        return model.resolve() if model.exists() else model
 
 
 class Config(JobConfig):
@@ -111,7 +104,7 @@ class Config(JobConfig):
         if (file := self.backbone.weights_file()) is not None:
             found["backbone.weights"] = sampled_digest(file)
         if self.init is not None:
-            found["init.model"] = json.loads((self.init.model / "model.json").read_text())["sha256"]
+            found["init.model"] = read_json(self.init.model / "model.json")["sha256"]
         return found
 
 
@@ -162,8 +155,11 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     try:
         with stop.listening(), contextlib.closing(loader.draws(engine.step, num_steps)) as draws:
             ending = train(engine, draws, watchers, stop)
-        failed = ending == "not finite"
         _after(ending, engine.step, checkpoints)
+        failed = False
+    except Preempted:
+        failed = False
+        raise
     finally:
         tracker.close(failed=failed)
         with contextlib.suppress(Exception):

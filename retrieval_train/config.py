@@ -16,7 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from retrieval_train.choice import Chosen
 
@@ -122,6 +130,14 @@ def identity(config: BaseModel, inputs: Mapping[str, str]) -> str:
     values = {"config": _without_places(config), "inputs": dict(inputs)}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _followed(path: Path) -> Path:
+    return path.resolve() if path.exists() else path
+
+
+LinkedPath = Annotated[Path, AfterValidator(_followed)]
+"""A path that may go through `runs/<name>`, which follows the newest run: the config says which one that was."""
 
 
 # --- reading

@@ -4,7 +4,7 @@
     optimizer-<k>.safetensors   <tensor>.exp_avg and .exp_avg_sq, whole; any number of parts
     centres-<k>.safetensors     centre, exp_avg, exp_avg_sq: rows x K x D
     classes-<k>.txt             the classes of those rows, `domain/label`, a line each
-    state.json                  step, optimizer's step, what the job adds (order, tracker); written last
+    state.json                  step, what the job adds (order, tracker); written last
     sums.json                   sha256 of every file above
 
 Any number of parts in any order: 8 ranks write what 3 ranks read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ class Report:
     step_s: float
     wait_s: float
     """How long this rank waited for its rows."""
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[Batch], **figures: Any) -> Report:
+        """The figures of a step over these micro-batches, which know its rows and the wait for them."""
+        images = sum(sum(batch.counts) for batch in micro_batches)
+        return cls(images=images, wait_s=sum(batch.wait_s for batch in micro_batches), **figures)
 
 
 class NotFinite(Exception):
@@ -73,5 +80,5 @@ class EngineConfig(Section):
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches that make one step."""
 
-    def build(self, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int) -> Engine:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int) -> Engine: ...

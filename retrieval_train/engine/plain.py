@@ -70,10 +70,9 @@ class Plain:
         self._optimizer.zero_grad(set_to_none=True)
         self._centres.step(lr_factor=factor, clip_factor=clip)
         self.step += 1
-        images = sum(sum(batch.counts) for batch in micro_batches)
-        wait_s = sum(batch.wait_s for batch in micro_batches)
         lr = max(group["lr"] for group in self._optimizer.param_groups)
-        return Report(self.step, loss, lr, norm, images, time.perf_counter() - started, wait_s)
+        step_s = time.perf_counter() - started
+        return Report.of(micro_batches, step=self.step, loss=loss, lr=lr, grad_norm=norm, step_s=step_s)
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
         from retrieval_train.engine import checkpoint
@@ -89,7 +88,7 @@ class Plain:
         self._centres.save(folder)
         self._world.barrier()
         if self._world.rank == 0:
-            checkpoint.seal(folder, {"step": self.step, "updates": self.step, "extra": extra})
+            checkpoint.seal(folder, {"step": self.step, "extra": extra})
         self._world.barrier()
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -104,8 +103,8 @@ class Plain:
         for name, parameter in self._trained.items():
             parameter.data.copy_(weights[name])
             kept = {kind: moments[f"{name}.{kind}"].to(parameter) for kind in MOMENTS}
-            self._optimizer.state[parameter] = {"step": torch.tensor(float(state["updates"])), **kept}
-        self._centres.load(folder, updates=state["updates"])
+            self._optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **kept}
+        self._centres.load(folder, updates=state["step"])
         self.step = state["step"]
         extra: dict[str, Any] = state["extra"]
         return extra

@@ -115,7 +115,6 @@ class Zero:
             dist_init_required=False,
         )
         self._make_moments()
-        self._updates = 0
         self._norm = 0.0
         self._clip_factor: float | None = None
         self._centres_squared = 0.0
@@ -145,20 +144,19 @@ class Zero:
             raise NotFinite(f"gradient at step {self.step}: DeepSpeed left its step out")
         self._centres.step(lr_factor=factor, clip_factor=self._clip_factor)
         self.step += 1
-        self._updates += 1
-        images = sum(sum(batch.counts) for batch in micro_batches)
-        wait_s = sum(batch.wait_s for batch in micro_batches)
         lr = max(group["lr"] for group in self._optimizer.param_groups)
-        return Report(self.step, loss, lr, self._norm, images, time.perf_counter() - started, wait_s)
+        step_s = time.perf_counter() - started
+        return Report.of(micro_batches, step=self.step, loss=loss, lr=lr, grad_norm=self._norm, step_s=step_s)
 
     def _clip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Runs right before torch's own step, once per call: ZeRO calls it once for every group it steps."""
-        if self._config.stage == 0:
-            embedder_squared = float(squared_norm(p.grad for p in self._trained.values()))
-        else:
-            embedder_squared = float(self._deepspeed.optimizer._global_grad_norm) ** 2
-        self._norm = (embedder_squared + self._centres_squared) ** 0.5
-        self._clip_factor = clip_factor(self._norm, self._config.clip_norm)
+        if self._clip_factor is None:  # the first group of this step
+            if self._config.stage == 0:
+                embedder_squared = float(squared_norm(p.grad for p in self._trained.values()))
+            else:
+                embedder_squared = float(self._deepspeed.optimizer._global_grad_norm) ** 2
+            self._norm = (embedder_squared + self._centres_squared) ** 0.5
+            self._clip_factor = clip_factor(self._norm, self._config.clip_norm)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -182,7 +180,7 @@ class Zero:
         self._centres.save(folder)
         self._world.barrier()
         if self._world.rank == 0:
-            checkpoint.seal(folder, {"step": self.step, "updates": self._updates, "extra": extra})
+            checkpoint.seal(folder, {"step": self.step, "extra": extra})
         self._world.barrier()
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -193,13 +191,13 @@ class Zero:
         moments = checkpoint.Tensors(folder, "optimizer-*.safetensors")
         checkpoint.check_names(folder, weights.names(), set(self._trained))
         for flat in self._stepped():
-            self._optimizer.state[flat]["step"].fill_(float(state["updates"]))
+            self._optimizer.state[flat]["step"].fill_(float(state["step"]))
         for name, parameter in self._trained.items():
             self._put(parameter, weights[name].to(self._world.device))
             for kind in MOMENTS:
                 self._put_moment(parameter, kind, moments[f"{name}.{kind}"].to(self._world.device))
-        self._centres.load(folder, updates=state["updates"])
-        self.step, self._updates = state["step"], state["updates"]
+        self._centres.load(folder, updates=state["step"])
+        self.step = state["step"]
         extra: dict[str, Any] = state["extra"]
         return extra
 

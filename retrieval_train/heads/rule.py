@@ -5,6 +5,7 @@ Legend: B rows of the global batch, C classes of this rank, K sub-centres, D dim
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,6 @@ class RuleConfig(Section):
     sub_centres: int = Field(default=1, ge=1)
     """K centres a class: an embedding is compared with the nearest one (sub-centre ArcFace, ECCV 2020)."""
 
+    @abstractmethod
     def logits(self, scores: Scores, target_B: Tensor) -> Tensor:
         """This rank's logits (B, C) for the classes in `target_B` (global ids)."""
-        raise NotImplementedError

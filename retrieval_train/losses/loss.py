@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from retrieval_train.config import Section
@@ -18,6 +19,6 @@ class LossConfig(Section):
     name: str
     """The loss: the name of a file in losses/."""
 
+    @abstractmethod
     def value(self, logits_BC: Tensor, target_B: Tensor, *, first_class: int, num_classes: int, world: World) -> Tensor:
         """The mean over the global batch, the same number on every rank. `target_B` holds global class ids."""
-        raise NotImplementedError

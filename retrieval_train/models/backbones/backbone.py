@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +34,13 @@ class BackboneConfig(Section):
     image_px: int = Field(default=224, ge=8)
     """Side of the square image that goes in."""
 
+    @abstractmethod
     def build(self, *, with_weights: bool = True) -> Built:
         """`with_weights=False` leaves the pretrained weights out, where others are loaded right after."""
-        raise NotImplementedError
 
     @property
-    def is_pretrained(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def is_pretrained(self) -> bool: ...
 
     def problems(self) -> list[tuple[str, str]]:
         """What of the outside world does not fit: (key, what to do)."""

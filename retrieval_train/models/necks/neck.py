@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from retrieval_train.config import Section
@@ -16,9 +17,9 @@ class NeckConfig(Section):
     name: str
     """The neck: the name of a file in models/necks/."""
 
-    def build(self, num_features: int) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, num_features: int) -> nn.Module: ...
 
+    @abstractmethod
     def dim(self, num_features: int) -> int:
         """Dimensions of the embedding."""
-        raise NotImplementedError
