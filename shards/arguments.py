@@ -34,3 +34,11 @@ def count(text: str, *, least: int = 1) -> int:
 def seed(text: str) -> int:
     """A whole number, 0 too."""
     return count(text, least=0)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`old=new`"""
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW")
+    return old, new

@@ -20,3 +20,7 @@ def first_few(names: Iterable[str], *, count: int = 3) -> str:
     """`a, b, c, …`: enough to find the place without filling the screen."""
     listed = list(names)
     return ", ".join(listed[:count]) + (", …" if len(listed) > count else "")
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM in the middle of something that left files behind; says which, and how to go on."""

@@ -1,109 +1,148 @@
-"""What a shard takes of an image file: its bytes as they are once they prove readable, or a smaller JPEG of it.
+"""What a shard takes of an image file: its bytes as they are once they prove readable, or another image made of it.
 
-Every image is decoded once here, so that nobody finds a truncated file in the middle of a training run. JPEGs are
-decoded at 1/8 of their size, which still reads all of their data.
+    prepare(data)                                           the same bytes, decoded once to see that they are whole
+    prepare(data, Look(short_side=256, format="jpeg"))      a JPEG of 256 pixels at its shorter side, if it was larger
+    prepare(data, Look(crop=True, margin=0.1), box=box)     the object with a tenth of its size around it
+
+Every image is checked here, so that nobody finds a truncated file in the middle of a training run. container.py reads
+what a file says of itself, jpeg.py and pixels.py decode.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass
 
-from shards.record import Unreadable
+from shards.container import EXTENSIONS, Header, read_header
+from shards.errors import ShardError, did_you_mean
+from shards.pixels import check_pixels, draw, encode, pillow_limits, read_facts
+from shards.record import Box, Unreadable
+from shards.resampling import Area, Size
 
-if TYPE_CHECKING:
-    from PIL import Image as PILImage
-
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-}
-MAX_PIXELS = 100_000_000  # 300 MB decoded; beyond this it is a scan or an attack
+FORMATS = {"keep": "", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+CHECKS = ("pixels", "structure")
 QUALITY = 90
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+MAX_PIXELS = 100_000_000  # 300 MB decoded; beyond this it is a scan or an attack
 
 
-def prepare(data: bytes, *, max_side: int | None = None) -> tuple[bytes, str]:
-    """(bytes, extension) for the tar; Unreadable with the reason where the image is broken.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How images are to look in the tars.
 
-    With `max_side`, everything that is not already an upright RGB JPEG of at most that many pixels a side becomes one:
-    quality 90, EXIF rotation applied, transparency on white.
+    With none of the sizes, formats and crops asked for, every image stays byte for byte what it is, whatever its colours
+    and rotation. With any, what comes out is upright, opaque (on white), 8-bit RGB or grey, in sRGB, a single picture,
+    and without EXIF where it was encoded anew; an image that is all of this already and needs no other change stays
+    byte for byte what it is. Nothing is enlarged.
+    """
+
+    max_side: int | None = None
+    """Pixels of the longer side, at most."""
+    short_side: int | None = None
+    """Pixels of the shorter side, at most."""
+    format: str = "keep"
+    """keep, jpeg, png or webp. keep: what need not change stays as it is, the rest becomes JPEG."""
+    quality: int = QUALITY
+    """Of JPEG and WebP, 1 to 100."""
+    crop: bool = False
+    """Cut to the record's box; an image without one stays whole."""
+    margin: float = 0.0
+    """Widens the box on each side by this share of its width or height, as far as the image goes."""
+    verify: str = "pixels"
+    """pixels: everything is decoded once. structure: only start, header and end are looked at, at 1/100 of the cost;
+    then damage within the file stays unseen, but for PNG, which has checksums."""
+    max_pixels: int = MAX_PIXELS
+    """Images with more, by their header, are refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_side", "short_side", "max_pixels"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ShardError(f"{name.replace('_', '-')} {number} is not a number of pixels; give 1 or more")
+        if self.max_side is not None and self.short_side is not None:
+            raise ShardError(
+                "max-side and short-side are both given; the size of an image follows from one of them: leave one out"
+            )
+        for name, known in (("format", FORMATS), ("verify", CHECKS)):
+            word = getattr(self, name)
+            if word not in known:
+                raise ShardError(f"unknown {name} {word!r}{did_you_mean(word, known)}; there are {', '.join(known)}")
+        if not 1 <= self.quality <= 100:
+            raise ShardError(f"quality {self.quality} is not in 1 to 100")
+        if not 0 <= self.margin < math.inf:
+            raise ShardError(f"margin {self.margin} is not a share of the box; 0.1 widens it by a tenth on each side")
+        if self.margin and not self.crop:
+            raise ShardError(f"margin {self.margin} widens the box of a crop, and no crop is asked for")
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every image stays as it is."""
+        return self.max_side is None and self.short_side is None and self.format == "keep" and not self.crop
+
+
+AS_THEY_ARE = Look()
+
+
+def prepare(data: bytes, look: Look = AS_THEY_ARE, *, box: Box | None = None) -> tuple[bytes, str]:
+    """(bytes, extension) for the tar; Unreadable with the reason where the image is broken, too large or none.
+
+    `box` is in pixels of the image as stored, before any EXIF rotation.
     """
     if not data:
         raise Unreadable("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images; we count pixels ourselves
-        try:
-            return _prepare(data, max_side)
-        except Unreadable:
-            raise
-        except Exception as error:  # Pillow's plugins raise whatever their parser ran into
-            raise Unreadable(f"cannot be decoded ({error or type(error).__name__})") from error
-
-
-def _prepare(data: bytes, max_side: int | None) -> tuple[bytes, str]:
-    image = open_image(data)
-    is_jpeg = EXTENSIONS[image.format or ""] == "jpg"
-    if is_jpeg and data.rfind(END_OF_IMAGE) < data.rfind(START_OF_SCAN):
-        raise Unreadable("truncated: the JPEG has no end")
-    if max_side is None or (is_jpeg and is_plain(image, max_side)):
-        if is_jpeg:
-            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
-        image.load()
-        return data, EXTENSIONS[image.format or ""]
-    return shrink(image, max_side), "jpg"
-
-
-def open_image(data: bytes) -> PILImage.Image:
-    """The image with its header read and no pixel decoded; Unreadable where we would not decode it."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
-        raise Unreadable("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise Unreadable(f"more than {MAX_PIXELS // 10**6} megapixels") from error
-    if image.format not in EXTENSIONS:
-        raise Unreadable(f"{image.format} images are not taken; convert it to JPEG, PNG or WebP")
-    if image.width * image.height > MAX_PIXELS:
-        raise Unreadable(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
-    return image
+        header = read_header(data)
+        if header.width * header.height > look.max_pixels:
+            limit = f"{look.max_pixels / 1e6:g} megapixels"
+            raise Unreadable(f"{header.width} x {header.height} pixels, more than {limit}")
+        return change(data, header, look, box)
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever their parser ran into
+        raise Unreadable(f"cannot be decoded ({error or type(error).__name__})") from error
 
 
-def is_plain(image: PILImage.Image, max_side: int) -> bool:
-    """Whether this JPEG needs no work: small enough, RGB, upright."""
-    return max(image.size) <= max_side and image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1
+def change(data: bytes, header: Header, look: Look, box: Box | None) -> tuple[bytes, str]:
+    """The same for a file whose header is read: the bytes as they are, or others."""
+    whole = (0, 0, header.width, header.height)
+    area = place_box(box, look.margin, header) if box and look.crop else whole
+    size = fit(area, look)
+    may_stay = area == whole and size == whole[2:] and look.format in ("keep", header.kind.lower())
+    if look.verify == "structure" and look.changes_nothing:
+        return data, EXTENSIONS[header.kind]
+    with pillow_limits(look.max_pixels):
+        facts = None if look.changes_nothing else read_facts(data, header)
+        if facts is None or (may_stay and facts.is_plain):
+            if look.verify == "pixels":
+                check_pixels(data, header)
+            return data, EXTENSIONS[header.kind]
+        kind = FORMATS[look.format] or "JPEG"
+        return encode(draw(data, header, facts, area, size), kind, look.quality), EXTENSIONS[kind]
 
 
-def shrink(image: PILImage.Image, max_side: int) -> bytes:
-    """A JPEG of at most `max_side` pixels a side."""
-    from PIL import Image, ImageOps
+def place_box(box: Box, margin: float, header: Header) -> Area:
+    """The box with its margin in whole pixels, outwards, as far as it lies in the image."""
+    left, top, right, bottom = box
+    shown = f"the box ({', '.join(f'{edge:g}' for edge in box)})"
+    if not (all(map(math.isfinite, box)) and left < right and top < bottom):
+        raise Unreadable(f"{shown} is empty")
+    if right <= 0 or bottom <= 0 or left >= header.width or top >= header.height:
+        raise Unreadable(f"{shown} lies outside of the {header.width} x {header.height} image")
+    across, down = margin * (right - left), margin * (bottom - top)
+    return (
+        max(math.floor(left - across), 0),
+        max(math.floor(top - down), 0),
+        min(math.ceil(right + across), header.width),
+        min(math.ceil(bottom + down), header.height),
+    )
 
-    image.draft("RGB", (2 * max_side, 2 * max_side))  # JPEG: decode at a half, quarter or eighth, but never below twice
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):  # 16-bit and float grey: convert() would clip instead of scaling
-        upright = stretch_to_8_bit(upright)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    upright = upright.convert("RGB")
-    upright.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=None)
-    stream = io.BytesIO()
-    upright.save(stream, "JPEG", quality=QUALITY)
-    return stream.getvalue()
 
-
-def stretch_to_8_bit(image: PILImage.Image) -> PILImage.Image:
-    """Grey levels from the image's own darkest to its brightest onto 0…255."""
-    low, high = image.getextrema()
-    assert isinstance(low, (int, float)) and isinstance(high, (int, float)), "single-band modes only"
-    scale = 255.0 / max(high - low, 1e-12)
-    return image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+def fit(area: Area, look: Look) -> Size:
+    """The size that the look asks for, in the same proportions, to the nearest pixel; never more than there is."""
+    size = area[2] - area[0], area[3] - area[1]
+    measured, wanted = max(size), look.max_side
+    if look.short_side is not None:
+        measured, wanted = min(size), look.short_side
+    if wanted is None or measured <= wanted:
+        return size
+    width, height = (max((2 * side * wanted + measured) // (2 * measured), 1) for side in size)
+    return width, height

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Sequence
+from functools import cache
 from pathlib import PurePosixPath
 
 from shards.record import Record
@@ -32,16 +31,24 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=64).digest()[:8], "little")
 
 
-def name_samples(records: Sequence[Record]) -> list[str]:
-    """One unique key a record, in the records' order; the same whatever that order is."""
-    stems = [encode(stem_of(record.source)) for record in records]
-    shared = Counter(zip((record.domain for record in records), stems, strict=True))
-    keys = []
-    for record, stem in zip(records, stems, strict=True):
-        if len(stem) > MAX_STEM or shared[record.domain, stem] > 1:
-            stem = shorten(stem, record.source, MAX_STEM)
-        keys.append(f"{encode_domain(record.domain)}/{stem}")
-    return keys
+def hash_8(text: str) -> int:
+    """8 bytes of blake2b: what all draws come from."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+
+
+def draw(name: tuple[str, ...]) -> float:
+    """A number in [0, 1) that depends on the name only."""
+    return hash_8("\0".join(name)) / 2**64
+
+
+def key_of(record: Record, *, is_shared: bool) -> str:
+    """The key that the record's sample gets; `is_shared` where another record would get the same one."""
+    if record.key and not is_shared:
+        return record.key
+    stem = encode(stem_of(record.source))
+    if len(stem) > MAX_STEM or is_shared:
+        stem = shorten(stem, record.source, MAX_STEM)
+    return f"{encode_domain(record.domain)}/{stem}"
 
 
 def stem_of(source: str) -> str:
@@ -50,6 +57,7 @@ def stem_of(source: str) -> str:
     return str(path.with_suffix("")) if path.suffix else source
 
 
+@cache
 def encode_domain(domain: str) -> str:
     """The folder that a domain's samples have inside the tars."""
     encoded = encode(domain)

@@ -1,28 +1,40 @@
-"""`shards make`: records in, a finished set out."""
+"""`shards make`: records in, a finished set out.
+
+catalog   what the source says, written down             catalog.py
+plan      what is kept and where it goes                 filters.py split.py folds.py
+layout    which samples make which shard                 layout.py
+write     shard by shard, in several processes           writer.py pool.py
+finish    numbers of classes, lists, manifest, rename    this file, output.py
+"""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shards.errors import ShardError
-from shards.key import name_samples
-from shards.manifest import Classes, Manifest, Shard, write_manifest
-from shards.output import check_free, find_finished, new_folder
-from shards.record import Record, Skip
-from shards.split import Plan, Rules, make_plan
-from shards.writer import Numbers, Sizes, write_shards
+import numpy as np
 
-log = logging.getLogger(__name__)
+from shards import output, pool
+from shards.base import Base
+from shards.catalog import Catalog, Skip, fill
+from shards.errors import ShardError, Stopped
+from shards.filters import usable
+from shards.imaging import Look
+from shards.layout import Sizes, Task, lay_out
+from shards.manifest import Manifest, Shard, write_manifest
+from shards.numbering import Numbering, number, renumber
+from shards.record import Record
+from shards.rules import Rules
+from shards.split import Plan, make_plan, without
+from shards.target import Target, open_target
+from shards.writer import Work, Written, thin, write_shard
 
-Watch = Callable[[int, int], None]
-"""Called after every image with the number of images of this pass and the bytes just written (0: skipped)."""
+Watch = Callable[[int, int, int], None]
+"""Called with the number of images to do, of images done, and of bytes written."""
 NAMED_IN_ERROR = 5
 
 
@@ -30,16 +42,27 @@ NAMED_IN_ERROR = 5
 class Order:
     """What is to be made."""
 
-    out: Path
+    out: Path | str
+    """A folder, or a URL that fsspec can write to."""
     config: Mapping[str, Any]
     """Source and options as they go into the manifest; two sets are the same if these and the records are."""
     given: Mapping[str, str]
     """Paths that were given; recorded, not compared."""
     rules: Rules = field(default_factory=Rules)
     sizes: Sizes = field(default_factory=Sizes)
+    look: Look = field(default_factory=Look)
     seed: int = 0
     max_skipped: float = 0.01
+    dropped: frozenset[int] = frozenset()
+    """Key hashes of samples to leave out."""
+    base: Base | None = None
+    """The set that this one will be added to."""
+    workers: int = 1
     force: bool = False
+
+
+class NothingNew(Exception):
+    """Every image is in the base already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,115 +70,166 @@ class Made:
     """The result."""
 
     manifest: Manifest
-    skips: Sequence[Skip] = ()
+    where: str
+    num_skipped: int = 0
     num_small: int = 0
     was_there: bool = False
+    num_found: int = 0
+    """Shards that an earlier run had finished."""
 
 
-def make_set(order: Order, records: Iterable[Record], watch: Watch = lambda total, num_bytes: None) -> Made:
-    """Makes the set, or finds that it is there; ShardError and no trace where it cannot be made."""
-    check_free(order.out, force=order.force)
-    listed = mark_repeated(records)
-    if not listed:
-        raise ShardError("the input has no images")
-    about: dict[str, Any] = {
-        "config": dict(order.config),
-        "given": dict(order.given),
-        "fingerprint": fingerprint(listed),
-    }
-    if not order.force:
-        changed_at = max(record.changed_at for record in listed)
-        found = find_finished(order.out, about, changed_at=changed_at)
-        if found:
-            return Made(found, was_there=True)
-    skips = Skips(order.max_skipped, len(listed))
-    for record in listed:
-        if record.problem:
-            skips.add(Skip(record, record.problem))
-    usable = [record for record in listed if not record.problem]
-    with new_folder(order.out, force=order.force) as folder:
+def make_set(order: Order, records: Iterable[Record], watch: Watch = lambda total, images, num_bytes: None) -> Made:
+    """Makes the set, goes on with it, or finds that it is there."""
+    target = open_target(order.out)
+    target.check_free(force=order.force)
+    with output.locked(target.folder) as folder:
         try:
-            num_small = write_set(folder, order, usable, skips, about, watch)
+            if order.force:
+                output.clear_but(folder, (output.LOCK,))
+            output.tidy(folder)
+            catalog = fill(folder, rename(records, order.rules), seed=order.seed)
+            about = {"config": dict(order.config), "given": dict(order.given), "fingerprint": catalog.fingerprint}
+            if not order.force and (found := target.find_finished(about, changed_at=catalog.changed_at)):
+                output.remove(folder)
+                return Made(found, str(order.out), was_there=True)
+            num_found = output.agree(folder, about, changed_at=catalog.changed_at)
+            made = write_set(target, order, catalog, about, watch)
+            return replace(made, num_found=num_found)
         except OSError as error:
-            raise ShardError(f"{folder}: {error.strerror}; the set was not made") from error
-    return Made(Manifest.load(order.out), skips.found, num_small)
+            raise ShardError(f"{folder}: {error.strerror or error}; {output.how_to_go_on(folder)}") from error
+        except KeyboardInterrupt as stop:
+            raise Stopped(output.how_to_go_on(folder)) from stop
+        finally:
+            output.leave(folder)
 
 
-def write_set(
-    folder: Path, order: Order, records: list[Record], skips: Skips, about: Mapping[str, Any], watch: Watch
-) -> int:
-    """Fills the folder; gives the number of images left out because their class is too small.
+def rename(records: Iterable[Record], rules: Rules) -> Iterator[Record]:
+    """The records, with the domains' new names."""
+    seen = set()
+    for record in records:
+        seen.add(record.domain)
+        new = rules.rename_domains.get(record.domain)
+        yield replace(record, domain=new) if new else record
+    unknown = sorted(rules.rename_domains.keys() - seen)
+    if unknown:
+        raise ShardError(f"--rename-domain {unknown[0]}=…: no such domain; there are: {', '.join(sorted(seen))}")
 
-    Images are read once, while writing. One that turns out unreadable may take its class below two images, or a query
-    its only match: if the plan without it puts anything elsewhere, everything is written again by the new plan.
-    """
-    keys = {id(record): key for record, key in zip(records, name_samples(records), strict=True)}
 
-    def plan_for(records: list[Record], *, after_loss: bool) -> Plan:
-        return make_plan(records, [keys[id(record)] for record in records], order.rules, spare_lonely=after_loss)
-
-    plan = plan_for(records, after_loss=False)
-    while True:
-        shards, lost = write_pass(folder, order, plan, skips, watch)
-        if not lost:
-            break
-        skips.check()
-        records = [record for record in records if id(record) not in lost]
-        written, plan = plan, plan_for(records, after_loss=True)
-        rest = [entry for entry in written.placed if id(entry.record) not in lost]
-        if plan.placed == rest and number(plan) == number(written):
-            break
-        log.warning("%d unreadable images change the split: writing again without them", len(lost))
-        for path in folder.iterdir():
-            path.unlink()
-    skips.found += [Skip(record, "no readable index image of its class is left") for record in plan.lonely]
+def write_set(target: Target, order: Order, catalog: Catalog, about: Mapping[str, Any], watch: Watch) -> Made:
+    """From the catalog to the finished set."""
+    skips = Skips(order.max_skipped, len(catalog), catalog, list(catalog.skips))
     skips.check()
-    finish(folder, order, plan, shards, skips, about)
-    return len(plan.small)
+    there = usable(catalog, order.dropped, order.base)
+    if not there.any() and order.base:
+        raise NothingNew
+    plan = make_plan(catalog, there, order.rules, order.base)
+    num_small = int((there & ~plan.kept).sum())
+    tasks = lay_out(catalog, plan, order.sizes, order.look)
+    numbering = number(catalog, plan)
+    works = {task.file: as_work(target, order, catalog, numbering, task) for task in tasks}
+    written = write_all(target, works, order.workers, skips, watch)
+    plan, num_more = leave_out(target, works, written, catalog, plan, order.rules, skips)
+    skips.check()
+    shards = [one.shard for one in written.values() if one.shard.samples]
+    finish(target, order, catalog, plan, numbering, shards, skips, {**about, "small": num_small + num_more})
+    return Made(target.publish(force=order.force), str(order.out), len(skips.found), num_small + num_more)
 
 
-def write_pass(folder: Path, order: Order, plan: Plan, skips: Skips, watch: Watch) -> tuple[list[Shard], set[int]]:
-    """Writes the tars by this plan; gives them and the ids of the records that could not be read."""
-    lost: set[int] = set()
-
-    def note(num_bytes: int, skip: Skip | None) -> None:
-        if skip:
-            lost.add(id(skip.record))
-            skips.add(skip)
-        watch(len(plan.placed), num_bytes)
-
-    shards = write_shards(folder, plan.placed, number(plan), order.sizes, seed=order.seed, watch=note)
-    return shards, lost
-
-
-def number(plan: Plan) -> Numbers:
-    """Ids of classes, domains and groups: their ranks."""
-    records = [entry.record for entry in plan.placed]
-    classes = sorted({(record.domain, record.label) for record in records if record.label is not None})
-    groups = [("", ""), *sorted({(record.domain, record.group) for record in records if record.group})]
-    return Numbers(
-        classes={name: at for at, name in enumerate(classes)},
-        domains={domain: at for at, domain in enumerate(sorted({record.domain for record in records}))},
-        groups={group: at for at, group in enumerate(groups)},
+def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering, task: Task) -> Work:
+    """A shard as the writing process needs it."""
+    rows = task.rows
+    return Work(
+        folder=target.folder,
+        file=task.file,
+        split=task.split,
+        role=task.role,
+        row=rows,
+        at=catalog["at"][rows],
+        length=catalog["length"][rows],
+        is_shared=catalog["is_shared"][rows],
+        numbers=numbering.of(catalog, rows),
+        labels=numbering.labels_of(catalog, rows),
+        look=order.look,
+        is_multi_label=catalog.is_multi_label,
+        url=target.url,
     )
 
 
+def write_all(
+    target: Target, works: Mapping[str, Work], workers: int, skips: Skips, watch: Watch
+) -> dict[str, Written]:
+    """Every shard by its file: what an earlier run finished, and the rest written now."""
+    total = sum(len(work.row) for work in works.values())
+    written = {}
+    for file in works:
+        if found := target.find_written(file):
+            written[file] = found
+            skips.add(found)
+    before = sum(len(works[file].row) for file in written)
+    rest = sorted((work for file, work in works.items() if file not in written), key=lambda work: -len(work.row))
+    watch(total, before, 0)
+    count = lambda images, num_bytes: watch(total, before + images, num_bytes)  # noqa: E731
+    with closing(pool.run(write_shard, rest, workers=workers, watch=count)) as ready:
+        for one in ready:
+            written[one.shard.file] = one
+            skips.add(one)
+    watch(total, total, 0)
+    return {file: written[file] for file in works}
+
+
+def leave_out(
+    target: Target,
+    works: Mapping[str, Work],
+    written: dict[str, Written],
+    catalog: Catalog,
+    plan: Plan,
+    rules: Rules,
+    skips: Skips,
+) -> tuple[Plan, int]:
+    """Takes out, in place, what cannot stand without the images that proved unreadable.
+
+    Gives the plan without both, and how many went because their class is now too small.
+    """
+    lost = np.array([row for one in written.values() for row, _ in one.lost], np.int64)
+    if not len(lost):
+        return plan, 0
+    rest, lonely = without(catalog, plan, lost, rules)
+    gone = np.setdiff1d(np.flatnonzero(plan.kept & ~rest.kept), lost)
+    for file, work in works.items():
+        out = tuple(np.intersect1d(work.row, gone).tolist())
+        if out != written[file].left_out:
+            target.bring(file)
+            written[file] = thin(work, written[file], out)
+    skips.found += [Skip(int(row), "no readable index image of its class is left") for row in lonely]
+    return rest, len(gone) - len(lonely)
+
+
 def finish(
-    folder: Path, order: Order, plan: Plan, shards: Sequence[Shard], skips: Skips, about: Mapping[str, Any]
+    target: Target,
+    order: Order,
+    catalog: Catalog,
+    plan: Plan,
+    numbering: Numbering,
+    shards: Sequence[Shard],
+    skips: Skips,
+    about: Mapping[str, Any],
 ) -> None:
     """The files beside the tars."""
-    numbers = number(plan)
-    classes = Classes.count((p.record.domain, p.record.label, p.record.group, p.split) for p in plan.placed)
+    final = number(catalog, plan)
+    if final != numbering:
+        for shard in shards:
+            renumber(target.folder, shard, numbering, final, is_multi_label=catalog.is_multi_label)
     if skips.found:
-        write_skips(folder / "skipped.csv", skips.found)
+        write_skips(target.folder / "skipped.csv", catalog, skips.found)
+    several = {"multi_label": True} if catalog.is_multi_label else {}
     write_manifest(
-        folder,
-        name=order.out.name,
+        target.folder,
+        name=output.name_of(order.out),
         shards=shards,
-        domains=list(numbers.domains),
-        classes=classes,
-        groups=list(numbers.groups),
-        about={**about, "skipped": len(skips.found), "small": len(plan.small)},
+        domains=final.domain_names(catalog),
+        classes=final.class_table(catalog, plan),
+        groups=final.group_names(catalog),
+        about={**about, **several, "skipped": len(skips.found)},
     )
 
 
@@ -165,11 +239,12 @@ class Skips:
 
     max_share: float
     num_images: int
+    catalog: Catalog
     found: list[Skip] = field(default_factory=list)
 
-    def add(self, skip: Skip) -> None:
-        """Counts one more; stops early, but not before there are a few to name."""
-        self.found.append(skip)
+    def add(self, written: Written) -> None:
+        """Counts those of a shard; stops early, but not before there are a few to name."""
+        self.found += [Skip(row, reason) for row, reason in written.lost]
         if len(self.found) >= NAMED_IN_ERROR:
             self.check()
 
@@ -177,7 +252,9 @@ class Skips:
         """ShardError when there are too many."""
         share = len(self.found) / self.num_images
         if share > self.max_share:
-            named = [f"  {skip.record.name}: {skip.reason}" for skip in self.found[:NAMED_IN_ERROR]]
+            few = self.found[:NAMED_IN_ERROR]
+            names = [record.name for record in self.catalog.records([skip.row for skip in few])]
+            named = [f"  {name}: {skip.reason}" for name, skip in zip(names, few, strict=True)]
             named += ["  …"] if len(self.found) > len(named) else []
             raise ShardError(
                 f"{len(self.found)} of {self.num_images} images cannot be used, more than --max-skipped "
@@ -185,33 +262,11 @@ class Skips:
             )
 
 
-def write_skips(path: Path, skips: Iterable[Skip]) -> None:
+def write_skips(path: Path, catalog: Catalog, skips: Sequence[Skip]) -> None:
     """skipped.csv, sorted by name."""
+    records = catalog.records([skip.row for skip in skips])
+    rows = [(r.domain, r.label or "", r.source, s.reason) for r, s in zip(records, skips, strict=True)]
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("domain", "label", "source", "reason"))
-        rows = ((skip.record.domain, skip.record.label or "", skip.record.source, skip.reason) for skip in skips)
         table.writerows(sorted(rows))
-
-
-def mark_repeated(records: Iterable[Record]) -> list[Record]:
-    """The records as a list; the second one of the same image of a domain gets a problem."""
-    listed, seen = [], set()
-    for record in records:
-        place = record.domain, record.source
-        if "/" in record.domain or not record.domain:
-            raise ShardError(f"{record.source}: the domain {record.domain!r} is empty or has a slash; rename it")
-        if place in seen and not record.problem:
-            record = replace(record, problem="listed more than once")
-        seen.add(place)
-        listed.append(record)
-    return listed
-
-
-def fingerprint(records: Iterable[Record]) -> str:
-    """sha256 over what the input says and how large its files are, whatever their order."""
-    lines = sorted(
-        json.dumps([r.domain, r.source, r.label, r.group, r.split, r.num_bytes, dict(r.extra)], sort_keys=True)
-        for r in records
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -4,6 +4,7 @@
     classes.tsv groups.tsv       see classes.py
     train-000000.tar             samples: <key>.<ext> and <key>.json, plain ustar; one split and role a shard
     train-000000.tar.index.npy   its sidecar: one SIDECAR row a sample, in tar order
+    train-000000.labels.npy      only where samples have several labels: one LABELS row a label, in tar order
     sizes.json wids.json         counts for open_clip and for wids (which gets the training shards only)
     skipped.csv                  images that did not make it, with the reason; absent when there are none
 
@@ -29,7 +30,7 @@ from shards.key import key_hash
 from shards.record import ROLES, SPLITS
 from shards.ustar import BLOCK, parse_header
 
-__all__ = ["SIDECAR", "Classes", "Manifest", "Sample", "Shard", "ShardError", "read_sample"]
+__all__ = ["LABELS", "SIDECAR", "Classes", "Manifest", "Sample", "Shard", "ShardError", "read_sample"]
 
 SCHEMA = 1
 MANIFEST, CLASSES, GROUPS = "manifest.json", "classes.tsv", "groups.tsv"
@@ -40,11 +41,12 @@ SIDECAR = np.dtype(
         ("json_at", "<u8"),
         ("json_bytes", "<u4"),
         ("key_hash", "<u8"),
-        ("label", "<i4"),  # class id, -1: none
+        ("label", "<i4"),  # class id; -1: none, or several (LABELS)
         ("domain", "<u2"),  # position in Manifest.domains
         ("group", "<u4"),  # position in Manifest.groups, 0: none
     ]
 )
+LABELS = np.dtype([("row", "<u4"), ("label", "<i4")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class Shard:
         """Name of the file with its offsets."""
         return f"{self.file}.index.npy"
 
+    @property
+    def labels(self) -> str:
+        """Name of the file with the labels of samples that have several."""
+        return f"{self.file.removesuffix('.tar')}.labels.npy"
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -71,7 +78,7 @@ class Sample:
     key: str
     image: bytes
     meta: dict[str, Any]
-    """The json: label, domain, group, split, role, source, extra."""
+    """The json: label (or labels), domain, group, split, role, source, extra, and box where there is one."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,24 @@ class Manifest:
                 f"{last_byte(rows)}; copy the file again"
             )
         return rows
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether samples have several labels each."""
+        return bool(self.about.get("multi_label"))
+
+    def labels(self, shard: Shard) -> np.ndarray:
+        """The shard's LABELS rows (row of the sidecar, class id), by row; empty where samples have one label."""
+        if not self.is_multi_label:
+            return np.empty(0, LABELS)
+        path = self.folder / shard.labels
+        try:
+            pairs: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ShardError(f"{path.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
+        if pairs.dtype != LABELS or pairs.ndim != 1 or (len(pairs) and pairs["row"].max() >= shard.samples):
+            raise ShardError(f"{path.name}: not the labels of {shard.file}; the set is damaged, make it again")
+        return pairs
 
     @cached_property
     def classes(self) -> Classes:
@@ -236,9 +261,14 @@ def content_digest(shards: Sequence[Shard], domains: Sequence[str], classes: Map
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_sidecar(folder: Path, shard: Shard, rows: Iterable[tuple[int, ...]]) -> None:
-    """The offsets of one finished tar."""
-    np.save(folder / shard.sidecar, np.array(list(rows), SIDECAR))
+def write_sidecar(folder: Path, shard: Shard, rows: Iterable[tuple[int, ...]] | np.ndarray) -> None:
+    """The offsets of one finished tar; rows as tuples or as a SIDECAR array."""
+    np.save(folder / shard.sidecar, rows if isinstance(rows, np.ndarray) else np.array(list(rows), SIDECAR))
+
+
+def write_labels(folder: Path, shard: Shard, pairs: Iterable[tuple[int, int]] | np.ndarray) -> None:
+    """(row, class id) of one finished tar whose samples have several labels; tuples or a LABELS array."""
+    np.save(folder / shard.labels, pairs if isinstance(pairs, np.ndarray) else np.array(list(pairs), LABELS))
 
 
 def write_manifest(

@@ -11,7 +11,7 @@ from shards.maker import Watch
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Watch]:
-    """Yields the function that make_set calls after every image."""
+    """Yields the function to call with images to do, images done and bytes done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,17 +24,15 @@ def progress_bar(label: str) -> Iterator[Watch]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None, speed="")
-        started, images, written = time.monotonic(), 0, 0
+        task = bar.add_task(f"{label}: listing", total=None, speed="")
+        started, before = 0.0, 0
 
-        def watch(total: int, num_bytes: int) -> None:
-            nonlocal started, images, written
-            if images >= total:  # a second pass
-                bar.reset(task, speed="")
-                started, images, written = time.monotonic(), 0, 0
-            images, written = images + 1, written + num_bytes
+        def watch(total: int, images: int, num_bytes: int) -> None:
+            nonlocal started, before
+            if not started:  # what an earlier run did is no speed of ours
+                started, before = time.monotonic(), images
             seconds = max(time.monotonic() - started, 1e-6)
-            speed = f"{images / seconds:,.0f} images/s {written / seconds / 1e6:,.1f} MB/s"
-            bar.update(task, total=total, completed=images, speed=speed)
+            speed = f"{(images - before) / seconds:,.0f} images/s {num_bytes / seconds / 1e6:,.1f} MB/s"
+            bar.update(task, description=label, total=total, completed=images, speed=speed)
 
         yield watch

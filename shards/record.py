@@ -1,19 +1,22 @@
-"""A record: one image of a raw release, with what is known about it and a way to read its bytes later.
+"""A record: one image of a raw release, with what is known about it and where its bytes lie.
 
-Sources yield records, split.py decides where each goes, writer.py turns them into samples. A record costs a few hundred
-bytes, whatever its image weighs: only `read` touches pixels.
+Sources yield records, split.py decides where each goes, writer.py turns them into samples. A record is plain data: it is
+written down and read back by another process, so it says *where* its bytes are (place.py) and holds no open file.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from shards.place import Place
 
 SPLITS = ("train", "dev", "test")
 ROLES = ("train", "query", "index", "distractor")
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom in pixels of the image as stored, before any EXIF rotation."""
 
 
 class Unreadable(Exception):
@@ -26,19 +29,25 @@ class Record:
 
     domain: str
     label: str | None
-    """Unique within the domain; None for a distractor, which belongs to no class."""
+    """Unique within the domain; None for a distractor, which belongs to no class, and where `labels` says it."""
     source: str
     """The image's path inside the release, with `/`; the sample's key is made from it."""
-    read: Callable[[], bytes]
-    """Gives the image file's bytes; raises Unreadable or OSError."""
+    place: Place
+    """Where its bytes lie."""
     group: str | None = None
     """A coarser or neighbouring unit that an evaluation may want to know (brand, alphabet, photo)."""
     split: str | None = None
     """What the release says: train, dev, test, or with a role, dev_query; None leaves it to split.py."""
+    labels: tuple[str, ...] = ()
+    """All labels where an image may have several; `label` is then None."""
+    box: Box | None = None
+    """Where the object is; used by --crop, and kept in the sample's json otherwise."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the release says about this image; kept in the sample's json."""
+    key: str | None = None
+    """The sample's key where it had one before (a set made anew); else it is made from domain and source."""
     num_bytes: int = 0
-    """Size of the image file, 0 where it is made on reading; part of the set's fingerprint."""
+    """Size of the image file, 0 where nobody knows before reading it; part of the set's fingerprint."""
     changed_at: float = 0.0
     """Modification time of the file that holds the bytes, 0 where there is none."""
     problem: str | None = None
@@ -48,22 +57,6 @@ class Record:
     def name(self) -> str:
         """`domain/path`, for messages."""
         return f"{self.domain}/{self.source}"
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """A record that did not become a sample, and why."""
-
-    record: Record
-    reason: str
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of an image file; a missing one is an unreadable image, not a crash."""
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise Unreadable(reason_of(error)) from error
 
 
 def reason_of(error: Exception) -> str:

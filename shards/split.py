@@ -4,116 +4,114 @@ A split that the release brings wins. Without one, each class draws a number fro
 `dev_fraction` it is a dev class, then come `test_fraction` and train. So a class keeps its place when others are added.
 The one exception keeps tiny sets usable: where a domain has at least 4 classes, the 2 with the smallest numbers are dev
 whatever the numbers are (and the next 2 test, from 6 classes on, if test is asked for), and the 2 with the largest stay
-in train. Within an evaluation class one image is the query, two from 6 images on (smallest hashes of their keys), the
-rest is the index. An image without a label is a distractor.
+in train. With `folds`, one fold of a stratified group k-fold (folds.py) is dev. Within an evaluation class one image is
+the query, two from 6 images on (smallest hashes of their keys), the rest is the index. An image without a label is a
+distractor. Where images have several labels there are no classes to keep apart: each image (or its group) draws for
+itself, and a fifth of the evaluation images are queries.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from shards.errors import ShardError, did_you_mean, first_few
-from shards.record import Record
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.base import Base
+from shards.catalog import NOT_SAID, PLACES, Catalog, ClassName
+from shards.errors import ShardError, first_few
+from shards.filters import Bools, count_classes, keep, position_in_run, refuse_single
+from shards.folds import assign_folds
+from shards.key import draw
+from shards.record import ROLES, SPLITS
+from shards.rules import Rules
 
 DEV_FRACTION = 0.2
 IMAGES_FOR_TWO_QUERIES = 6
-PLACES = (
-    "train",
-    *(f"{split}{role}" for split in ("dev", "test") for role in ("", "_query", "_index", "_distractor")),
-)
-ClassName = tuple[str, str]  # domain, label
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How to split."""
-
-    dev_fraction: float | None = None
-    """Share of the classes; None is 0.2, unless the release brings its own split."""
-    test_fraction: float | None = None
-    """None is 0."""
-    min_images: int | None = None
-    """Classes with fewer images are dropped; None refuses classes with one image."""
-    train_only: bool = False
-    """Every class is for training, and the set has no evaluation split."""
-
-    def __post_init__(self) -> None:
-        dev, test = self.dev_fraction or 0.0, self.test_fraction or 0.0
-        if not (0 <= dev < 1 and 0 <= test < 1 and dev + test < 1):
-            raise ShardError(
-                f"--dev-fraction {dev:g} and --test-fraction {test:g} must be in [0, 1) and leave classes for training"
-            )
-        if self.train_only and (dev or test):
-            raise ShardError("--train-only and a fraction for dev or test exclude each other; leave one out")
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A record that will become a sample."""
-
-    record: Record
-    key: str
-    split: str
-    role: str
+QUERY_SHARE = 0.2  # of images with several labels
+OUT = -1
+TRAIN, DEV, TEST = range(3)  # positions in SPLITS
+QUERY, INDEX, DISTRACTOR = 1, 2, 3  # positions in ROLES; 0 is train
+Numbers = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The places of all records that are kept."""
+    """The place of every row of the catalog."""
 
-    placed: list[Placed]
-    small: list[Record]
-    """Of classes with fewer than min_images."""
-    lonely: list[Record]
-    """Queries without an index image of their class; only where `spare_lonely` was asked for."""
+    split: Numbers
+    """Position in SPLITS, OUT where the row is left out."""
+    role: Numbers
+    """Position in ROLES."""
+
+    @property
+    def kept(self) -> Bools:
+        """Rows that become samples."""
+        kept: Bools = self.split != OUT
+        return kept
 
 
-def make_plan(records: Sequence[Record], keys: Sequence[str], rules: Rules, *, spare_lonely: bool = False) -> Plan:
-    """Places records and keeps their order; ShardError where the rules cannot be met.
-
-    A query that nothing could be found for is the user's mistake, unless unreadable images made it so: then
-    `spare_lonely` leaves it out.
-    """
-    pairs = list(zip(records, keys, strict=True))
-    explicit = [record for record in records if record.split]
-    if explicit:
-        refuse_mixed(records, explicit, rules)
-        pairs, small = drop_small(pairs, rules.min_images or 1)
-        placed = give_roles([(record, key, *parse_place(record)) for record, key in pairs])
+def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = None) -> Plan:
+    """Places the `kept` records; ShardError where the rules cannot be met. Classes of the base go where they are there."""
+    kept = keep(catalog, kept, rules, base)
+    said = catalog["place"]
+    is_explicit = bool((said[kept] != NOT_SAID).any())
+    if is_explicit:
+        refuse_mixed(catalog, kept, rules)
+        split, role = read_places(catalog, kept)
     else:
-        refuse_single(records, rules)
-        pairs, small = drop_small(pairs, rules.min_images or 1)
-        splits = split_classes(count_images([record for record, _ in pairs]), rules)
-        placed = give_roles([(record, key, split_of(record, splits, rules), None) for record, key in pairs])
-    lonely = lonely_queries(placed)
-    if lonely and not spare_lonely:
-        names = [entry.record.name for entry in lonely]
+        split = np.where(kept, draw_splits(catalog, kept, rules, base), OUT).astype(np.int8)
+        role = np.full(len(catalog), OUT, np.int8)
+    split[~kept] = OUT
+    if base:
+        is_known = np.array([name in base.splits for name in catalog.classes] + [False])
+        role[(role == OUT) & (split > TRAIN) & is_known[catalog["label"]]] = INDEX
+    give_roles(catalog, split, role, rules)
+    plan = Plan(split, role)
+    lonely = lonely_queries(catalog, plan)
+    if len(lonely) and not base:
+        names = [record.name for record in catalog.records(lonely[:4])]
         raise ShardError(
-            f"{len(names)} queries have no index image of their class ({first_few(names)}): nothing could be found"
+            f"{len(lonely)} queries have no index image of their class ({first_few(names)}): nothing could be found"
         )
-    left_out = {entry.key for entry in lonely}
-    placed = [entry for entry in placed if entry.key not in left_out]
-    refuse_useless(placed, rules)
-    return Plan(placed, small, [entry.record for entry in lonely])
+    refuse_useless(catalog, plan, rules, is_explicit=is_explicit, is_addition=bool(base))
+    return plan
 
 
-def parse_place(record: Record) -> tuple[str, str | None]:
-    """`dev_query` -> dev, query; `dev` -> dev, None."""
-    assert record.split, "only called where the release brings a split"
-    if record.split not in PLACES:
-        hint = did_you_mean(record.split, PLACES)
-        raise ShardError(f"{record.name}: split {record.split!r} is not one of {', '.join(PLACES)}{hint}")
-    split, _, role = record.split.partition("_")
-    if record.label is None and (split == "train" or role in ("query", "index")):
-        raise ShardError(
-            f"{record.name}: no label, but split {record.split}; only distractors go without, as dev_distractor"
-        )
-    if record.label is not None and role == "distractor":
-        raise ShardError(f"{record.name}: a {record.split} with the label {record.label!r}; distractors have none")
-    return split, role or None
+def read_places(catalog: Catalog, kept: Bools) -> tuple[Numbers, Numbers]:
+    """(split, role) as the release says them; a row without label and place is a distractor of what is evaluated."""
+    parts = [(*place.split("_"), "")[:2] for place in PLACES]
+    split_of = np.array([SPLITS.index(split) for split, _ in parts] + [OUT], np.int8)
+    role_of = np.array([ROLES.index(role) if role else OUT for _, role in parts] + [OUT], np.int8)
+    split, role = split_of[catalog["place"]], role_of[catalog["place"]]
+    evaluated = DEV if (split[kept] == DEV).any() else TEST
+    split[kept & (catalog["place"] == NOT_SAID)] = evaluated
+    return split, role
+
+
+def draw_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> NDArray[Any]:
+    """Position in SPLITS for every row, where the release says nothing."""
+    if rules.folds:
+        return fold_splits(catalog, kept, rules)
+    if catalog.is_multi_label:
+        return image_splits(catalog, rules)
+    refuse_single(catalog, kept, rules, base)
+    counts = count_classes(catalog, kept)
+    names: list[ClassName] = catalog.classes
+    splits = split_classes({name: int(n) for name, n in zip(names, counts, strict=True) if n}, rules)
+    splits |= base.splits if base else {}
+    of_class = np.array([SPLITS.index(splits.get(name, "train")) for name in names] + [TRAIN])
+    dev, test = fractions(rules)
+    is_test = test > 0 and catalog["source_hash"] / 2**64 * (dev + test) >= dev
+    return np.where(catalog["label"] < 0, np.where(is_test, TEST, DEV), of_class[catalog["label"]])
+
+
+def fractions(rules: Rules) -> tuple[float, float]:
+    """dev, test"""
+    return DEV_FRACTION if rules.dev_fraction is None else rules.dev_fraction, rules.test_fraction or 0.0
 
 
 def split_classes(counts: Mapping[ClassName, int], rules: Rules) -> dict[ClassName, str]:
@@ -121,8 +119,8 @@ def split_classes(counts: Mapping[ClassName, int], rules: Rules) -> dict[ClassNa
     splits = dict.fromkeys(counts, "train")
     if rules.train_only:
         return splits
-    dev_below = DEV_FRACTION if rules.dev_fraction is None else rules.dev_fraction
-    test_below = dev_below + (rules.test_fraction or 0.0)
+    dev_below, test = fractions(rules)
+    test_below = dev_below + test
     by_domain: dict[str, list[ClassName]] = defaultdict(list)
     for name in sorted(counts, key=draw):
         if counts[name] >= 2:  # a lone image cannot be both query and index
@@ -140,104 +138,136 @@ def split_classes(counts: Mapping[ClassName, int], rules: Rules) -> dict[ClassNa
     return splits
 
 
-def split_of(record: Record, splits: Mapping[ClassName, str], rules: Rules) -> str:
-    """The record's split where the release brings none; a distractor draws like a class of its own."""
-    if record.label is not None:
-        return splits[record.domain, record.label]
-    dev = DEV_FRACTION if rules.dev_fraction is None else rules.dev_fraction
-    test = rules.test_fraction or 0.0
-    return "test" if test and draw((record.domain, record.source)) * (dev + test) >= dev else "dev"
+def image_splits(catalog: Catalog, rules: Rules) -> NDArray[Any]:
+    """Every image for itself, or with its group; those without labels are never trained on."""
+    dev, test = fractions(rules)
+    if rules.train_only:
+        dev = 0.0
+    of_group = np.array([draw(group) for group in catalog.groups])
+    drawn = np.where(catalog["group"] > 0, of_group[catalog["group"]], catalog["draw"] / 2**64)
+    split = np.where(drawn < dev, DEV, np.where(drawn < dev + test, TEST, TRAIN))
+    return np.where((split == TRAIN) & ~has_labels(catalog), DEV, split)
 
 
-def draw(name: tuple[str, ...]) -> float:
-    """A number in [0, 1) that depends on the name only."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b("\0".join(name).encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big"
-        )
-        / 2**64
-    )
+def fold_splits(catalog: Catalog, kept: Bools, rules: Rules) -> NDArray[Any]:
+    """One fold is dev, the rest is for training; what has no label is dev."""
+    assert rules.folds is not None, "Rules sees to it"
+    rows = np.flatnonzero(kept & has_labels(catalog))
+    unit_column = catalog["label" if rules.fold_units == "class" else "group"]
+    missing = rows[unit_column[rows] < (0 if rules.fold_units == "class" else 1)]
+    if len(missing):
+        names = [record.name for record in catalog.records(missing[:4])]
+        raise ShardError(f"--fold-units {rules.fold_units}: {len(missing)} images have none ({first_few(names)})")
+    strata = catalog[rules.strata or "domain"]
+    counts: dict[int, Counter[Hashable]] = defaultdict(Counter)
+    for unit, stratum in zip(unit_column[rows].tolist(), strata[rows].tolist(), strict=True):
+        counts[unit][stratum] += 1
+    named = catalog.classes if rules.fold_units == "class" else catalog.groups
+    ranks = {unit: int(draw(named[unit]) * 2**53) for unit in counts}
+    folds = assign_folds(counts, rules.folds, ranks)
+    split = np.full(len(catalog), DEV)
+    split[rows] = [DEV if folds[unit] == rules.fold else TRAIN for unit in unit_column[rows].tolist()]
+    return split
 
 
-def give_roles(entries: Sequence[tuple[Record, str, str, str | None]]) -> list[Placed]:
-    """Fills in the roles that nobody said."""
-    open_keys: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for record, key, split, role in entries:
-        if split != "train" and role is None and record.label is not None:
-            open_keys[split, record.domain, record.label].append(key)
-    queries = set()
-    for keys in open_keys.values():
-        num_queries = 0 if len(keys) < 2 else 1 if len(keys) < IMAGES_FOR_TWO_QUERIES else 2
-        queries |= set(sorted(keys, key=lambda key: draw((key,)))[:num_queries])
-    placed = []
-    for record, key, split, role in entries:
-        if split == "train":
-            role = "train"
-        elif role is None:
-            role = "distractor" if record.label is None else "query" if key in queries else "index"
-        placed.append(Placed(record, key, split, role))
-    return placed
+def has_labels(catalog: Catalog) -> Bools:
+    """Rows with one label or several."""
+    labelled: Bools = catalog["label"] >= 0
+    labelled = labelled.copy()
+    labelled[catalog.pairs[:, 0]] = True
+    return labelled
 
 
-def drop_small(pairs: list[tuple[Record, str]], min_images: int) -> tuple[list[tuple[Record, str]], list[Record]]:
-    """Those of large enough classes, and the records of the others."""
-    counts = count_images([record for record, _ in pairs])
-    names = {name for name, count in counts.items() if count < min_images}
-    kept = [(record, key) for record, key in pairs if (record.domain, record.label) not in names]
-    return kept, [record for record, _ in pairs if (record.domain, record.label) in names]
+def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules) -> None:
+    """Fills in, in place, the roles that nobody said."""
+    labelled = has_labels(catalog)
+    is_open = (split != OUT) & (role == OUT)
+    role[split == TRAIN] = 0
+    role[is_open & (split != TRAIN) & ~labelled] = DISTRACTOR
+    rows = np.flatnonzero(is_open & (split != TRAIN) & labelled)
+    if catalog.is_multi_label:
+        role[rows] = np.where(catalog["key_hash"][rows] / 2**64 < QUERY_SHARE, QUERY, INDEX)
+        return
+    order = rows[np.lexsort((catalog["key_hash"][rows], catalog["draw"][rows], catalog["label"][rows], split[rows]))]
+    unit = catalog["label"][order].astype(np.int64) * len(SPLITS) + split[order]
+    position = position_in_run(unit)
+    _, inverse, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    images = counts[inverse]
+    wanted = rules.queries or np.where(images < IMAGES_FOR_TWO_QUERIES, 1, 2)
+    role[order] = np.where(position < np.minimum(wanted, images - 1), QUERY, INDEX)
 
 
-def count_images(records: Sequence[Record]) -> Counter[ClassName]:
-    """Images by class."""
-    return Counter((record.domain, record.label) for record in records if record.label is not None)
+def lonely_queries(catalog: Catalog, plan: Plan) -> NDArray[np.int64]:
+    """Rows of queries for which the index of their split has nothing to find."""
+    queries = np.flatnonzero(plan.role * plan.kept == QUERY)
+    is_index = plan.kept & (plan.role == INDEX)
+    if catalog.is_multi_label:
+        at, labels = catalog.pairs[:, 0], catalog.pairs[:, 1]
+        there = np.unique(labels[is_index[at]] * len(SPLITS) + plan.split[at][is_index[at]])
+        is_met = np.isin(labels * len(SPLITS) + plan.split[at], there)
+        return np.setdiff1d(queries, at[is_met])
+    unit = catalog["label"].astype(np.int64) * len(SPLITS) + plan.split
+    return queries[~np.isin(unit[queries], unit[is_index])]
 
 
-def refuse_mixed(records: Sequence[Record], explicit: Sequence[Record], rules: Rules) -> None:
-    """A split that the release brings must cover everything, and leaves nothing to choose."""
-    if len(explicit) < len(records):
-        lacking = [record.name for record in records if not record.split]
+def without(catalog: Catalog, plan: Plan, lost: NDArray[np.int64], rules: Rules) -> tuple[Plan, NDArray[np.int64]]:
+    """(the plan without images that proved unreadable, rows of queries that have nothing to find any more).
+
+    Nothing moves: a lost image leaves a hole. What cannot stand without it goes too: the rest of a class that fell below
+    `min_images`, and queries that lost their last match.
+    """
+    split = plan.split.copy()
+    split[lost] = OUT
+    if rules.min_images and not catalog.is_multi_label:
+        small = count_classes(catalog, split != OUT) < rules.min_images
+        split[np.append(small, False)[catalog["label"]]] = OUT
+    rest = Plan(split, plan.role)
+    lonely = lonely_queries(catalog, rest)
+    split[lonely] = OUT
+    return rest, lonely
+
+
+def refuse_mixed(catalog: Catalog, kept: Bools, rules: Rules) -> None:
+    """A split that the release brings must cover everything with a label, and leaves nothing to choose."""
+    lacking = np.flatnonzero(kept & (catalog["place"] == NOT_SAID) & has_labels(catalog))
+    if len(lacking):
+        names = [record.name for record in catalog.records(lacking[:4])]
         raise ShardError(
-            f"{len(lacking)} of {len(records)} images have no split ({first_few(lacking)}); give all or none one"
+            f"{len(lacking)} of {int(kept.sum())} images have no split ({first_few(names)}); give all or none one"
         )
-    for option, value in (("--dev-fraction", rules.dev_fraction), ("--test-fraction", rules.test_fraction)):
+    for option in ("dev_fraction", "test_fraction", "folds"):
+        value = getattr(rules, option)
         if value is not None:
-            raise ShardError(f"{option} {value:g} would not be used: the input brings its own split; leave it out")
-    evaluated = sum(record.split != "train" for record in records)
+            name = option.replace("_", "-")
+            raise ShardError(f"--{name} {value:g} would not be used: the input brings its own split; leave it out")
+    evaluated = int((kept & (catalog["place"] != 0)).sum())
     if rules.train_only and evaluated:
         raise ShardError(f"--train-only, but the input puts {evaluated} images into dev or test; leave it out")
 
 
-def refuse_single(records: Sequence[Record], rules: Rules) -> None:
-    """A class with one image is a decision for the user."""
-    single = sorted(f"{domain}/{label}" for (domain, label), count in count_images(records).items() if count == 1)
-    if single and rules.min_images is None:
-        verb = "class has" if len(single) == 1 else "classes have"
+def refuse_useless(catalog: Catalog, plan: Plan, rules: Rules, *, is_explicit: bool, is_addition: bool) -> None:
+    """A set must be good for training and, unless told otherwise, for evaluation; one with its own split for either."""
+    is_trained = plan.split == TRAIN
+    if catalog.is_multi_label:
+        num_trained = len(np.unique(catalog.pairs[is_trained[catalog.pairs[:, 0]], 1]))
+    else:
+        num_trained = int((count_classes(catalog, is_trained) > 0).sum())
+    num_images = int(plan.kept.sum())
+    is_evaluation = is_explicit and not is_trained.any()
+    if not num_images:
+        raise ShardError("no image is left: every class was dropped; lower --min-images or raise --max-images")
+    if num_trained < 2 and not is_evaluation and not is_addition:
         raise ShardError(
-            f"{len(single)} {verb} one image only ({first_few(single)}): they cannot be found again; "
-            "--min-images 2 drops them, --min-images 1 keeps them for training"
-        )
-
-
-def refuse_useless(placed: Sequence[Placed], rules: Rules) -> None:
-    """A set must be good for training and, unless told otherwise, for evaluation."""
-    trained = {(p.record.domain, p.record.label) for p in placed if p.split == "train"}
-    if len(trained) < 2:
-        images = len(placed)
-        raise ShardError(
-            f"{len(trained)} training classes among {images} images; training needs at least 2: "
+            f"{num_trained} training classes among {num_images} images; training needs at least 2: "
             "add classes, or lower --dev-fraction or --min-images"
         )
-    evaluated = [entry for entry in placed if entry.split != "train"]
-    if rules.train_only and evaluated:
-        raise ShardError(f"{len(evaluated)} images have no label, and --train-only leaves no evaluation split for them")
-    if not rules.train_only and not any(entry.role == "query" for entry in evaluated):
+    evaluated = plan.kept & ~is_trained
+    if rules.train_only and evaluated.any():
         raise ShardError(
-            f"none of the {len(trained)} classes ended in an evaluation split, so nothing could be measured; "
+            f"{int(evaluated.sum())} images have no label, and --train-only leaves no evaluation split for them"
+        )
+    if not (rules.train_only or is_explicit or is_addition) and not (plan.role[evaluated] == QUERY).any():
+        raise ShardError(
+            f"none of the {num_trained} classes ended in an evaluation split, so nothing could be measured; "
             "raise --dev-fraction, or pass --train-only to accept it"
         )
-
-
-def lonely_queries(placed: Sequence[Placed]) -> list[Placed]:
-    """Queries whose class has no index image in their split."""
-    found = {(p.split, p.record.domain, p.record.label) for p in placed if p.role == "index"}
-    return [p for p in placed if p.role == "query" and (p.split, p.record.domain, p.record.label) not in found]

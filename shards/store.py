@@ -1,24 +1,25 @@
-"""Where the images of a table lie: a folder, or an uncompressed tar that is read in place and never unpacked."""
+"""Where the images of a table lie: a folder, a URL, or an uncompressed tar that is read in place and never unpacked."""
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from shards.errors import ShardError
-from shards.record import Unreadable, read_file
+from shards.files import below, is_url, path_of, shown
+from shards.members import open_plain, walk_members
+from shards.place import File, Place, Span
+from shards.record import Unreadable
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An image file that is there."""
+class Found(NamedTuple):
+    """An image that is there, or may be: nobody asks a server for each of a million files."""
 
-    read: Callable[[], bytes]
+    place: Place
     num_bytes: int
+    """0 behind a URL."""
     changed_at: float
 
 
@@ -26,79 +27,74 @@ class Store(Protocol):
     """Finds images by their path."""
 
     def find(self, path: str) -> Found:
-        """The image at this relative path; Unreadable if there is none or the path leaves the store."""
+        """The image at this path, as `inside` gives it; Unreadable if there is none."""
 
 
-def open_store(path: Path) -> Store:
-    """A folder or a tar."""
-    if path.is_dir():
+def open_store(path: Path | str) -> Store:
+    """A folder, a tar or a URL."""
+    if is_url(path):
+        return TarStore(path) if path_of(path).suffix.lower() == ".tar" else UrlStore(str(path))
+    if Path(path).is_dir():
         return FolderStore(path)
-    if path.is_file():
+    if Path(path).is_file():
         return TarStore(path)
     raise ShardError(f"{path}: no such folder or tar of images")
 
 
-@dataclass(frozen=True, slots=True)
 class FolderStore:
     """Images below a folder."""
 
-    root: Path
+    def __init__(self, root: Path | str) -> None:
+        self.root = os.path.abspath(root)
+        self._shown = str(root)
 
     def find(self, path: str) -> Found:
         """See Store."""
-        file = self.root / inside(path)
+        place = f"{self.root}/{path}"
         try:
-            status = file.stat()
+            status = os.stat(place)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise Unreadable(f"no file {path!r} in {self.root}") from error
-        return Found(partial(read_file, file), status.st_size, status.st_mtime)
+            raise Unreadable(f"no file {path!r} in {self._shown}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable(f"{path!r} in {self._shown} is not a file")
+        return Found(File(place), status.st_size, status.st_mtime)
+
+
+class UrlStore:
+    """Images below a URL; nothing is asked before they are read."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def find(self, path: str) -> Found:
+        """See Store."""
+        return Found(File(below(self.root, path)), 0, 0.0)
 
 
 class TarStore:
     """Images inside a tar; one pass over its headers, then one read an image."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = path
-        self._file = open_plain(path)
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                self.members = {
-                    member.name.removeprefix("./"): (member.offset_data, member.size)
-                    for member in tar
-                    if member.isreg()
-                }
-        except tarfile.TarError as error:
-            raise ShardError(f"{path}: not a readable tar ({error})") from error
-        self._changed_at = path.stat().st_mtime
+        self.place = str(path) if is_url(path) else os.path.abspath(path)
+        with open_plain(path) as file:
+            self.members = {
+                member.name.removeprefix("./"): (member.at, member.num_bytes)
+                for member in walk_members(file, shown(path))
+            }
+        self._changed_at = 0.0 if is_url(path) else os.stat(path).st_mtime
 
     def find(self, path: str) -> Found:
         """See Store."""
-        name = str(inside(path))
-        if name not in self.members:
-            raise Unreadable(f"no file {path!r} in {self.path}")
-        return Found(partial(self.read, name), self.members[name][1], self._changed_at)
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a member."""
-        at, num_bytes = self.members[name]
-        self._file.seek(at)
-        return self._file.read(num_bytes)
+        if path not in self.members:
+            raise Unreadable(f"no file {path!r} in {shown(self.path)}")
+        at, num_bytes = self.members[path]
+        return Found(Span(self.place, at, num_bytes), num_bytes, self._changed_at)
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Opens a tar that is not compressed: bytes inside a compressed one cannot be reached without unpacking."""
-    file = path.open("rb")
-    head = file.read(6)
-    file.seek(0)
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
-        file.close()
-        raise ShardError(f"{path}: compressed; unpack it to a plain .tar or a folder first")
-    return file
-
-
-def inside(path: str) -> PurePosixPath:
-    """The path, if it stays below the root it is meant for."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts:
+def inside(path: str) -> str:
+    """The path without empty parts and dots, if it stays below the root it is meant for; else Unreadable."""
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts:
         raise Unreadable(f"the path {path!r} leaves the images folder")
-    return pure
+    return "/".join(part for part in parts if part not in ("", "."))

@@ -1,174 +1,196 @@
-"""Turns placed records into tars with sidecars: streaming, one shard open at a time, sums taken while writing."""
+"""One shard, from records to a finished tar with its sidecar: what each process of `shards make` does.
+
+The tar is written under another name and renamed; `<shard>.done.json` comes last. A shard without it is written anew.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from shards.imaging import prepare
-from shards.key import key_hash
-from shards.manifest import Shard, write_sidecar
-from shards.record import Skip, Unreadable, reason_of
-from shards.split import Placed
-from shards.ustar import BLOCK, END, pack_header, padding
+import numpy as np
+from numpy.typing import NDArray
 
-Watch = Callable[[int, Skip | None], None]
-"""Called after every record with the bytes written and, where there was none, the reason."""
+from shards.catalog import read_records
+from shards.errors import ShardError
+from shards.imaging import Look, prepare
+from shards.key import key_of
+from shards.manifest import SIDECAR, Shard, read_sample, write_labels, write_sidecar
+from shards.record import Record, Unreadable, reason_of
+from shards.remote import send, size
+from shards.tar import Ready, TarWriter
+from shards.ustar import MAX_FILE_BYTES
 
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What bounds a shard and an image."""
-
-    shard_bytes: int = 256_000_000
-    shard_samples: int | None = None
-    max_side: int | None = None
+DONE = ".done.json"
+Watch = Callable[[int], None]
+"""Called after every image with the bytes that went into the tar, 0 for one that could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
-    """Names, and the numbers that stand for them in a sidecar."""
+class Work:
+    """One shard to be written, as plain data for another process. Arrays have one entry a sample, in tar work."""
 
-    classes: Mapping[tuple[str, str], int]
-    domains: Mapping[str, int]
-    groups: Mapping[tuple[str, str], int]
-
-    def of(self, placed: Placed) -> tuple[int, int, int]:
-        """label, domain, group of a sidecar row."""
-        record = placed.record
-        label = -1 if record.label is None else self.classes[record.domain, record.label]
-        return (
-            label,
-            self.domains[record.domain],
-            self.groups[record.domain, record.group] if record.group else 0,
-        )
+    folder: Path
+    """Where the catalog's files lie and the shard goes."""
+    file: str
+    split: str
+    role: str
+    row: NDArray[np.int64]
+    """Of the catalog; what is reported back as unreadable."""
+    at: NDArray[np.uint64]
+    length: NDArray[np.uint32]
+    is_shared: NDArray[np.bool_]
+    numbers: NDArray[np.int64]
+    """(n, 3): label, domain and group ids."""
+    labels: dict[int, tuple[int, ...]]
+    """Class ids by row of the catalog, where images have several."""
+    look: Look
+    is_multi_label: bool = False
+    url: str | None = None
+    """Where the tar is sent when it is finished; it then leaves the folder."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A sample about to be written."""
+class Written:
+    """A finished shard."""
 
-    key: str
-    extension: str
-    image: bytes
-    meta: bytes
-    numbers: tuple[int, int, int]
+    shard: Shard
+    lost: tuple[tuple[int, str], ...] = ()
+    """(row of the catalog, reason) of images that could not be read."""
+    left_out: tuple[int, ...] = ()
+    """Rows of the catalog taken out again because they could not stand without a lost one."""
 
+    def save(self, folder: Path) -> None:
+        """Marks the shard as finished."""
+        content = {"shard": asdict(self.shard), "lost": self.lost, "left_out": self.left_out}
+        path = folder / (self.shard.file + DONE)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(content))
+        temporary.rename(path)
 
-class Tar:
-    """One shard being written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._sum = hashlib.sha256()
-        self.num_bytes = 0
-        self.rows: list[tuple[int, ...]] = []
-
-    def has_room(self, sample: Ready, sizes: Sizes) -> bool:
-        """Whether the sample still fits; an empty shard takes anything."""
-        if not self.rows:
-            return True
-        needed = sum(BLOCK + len(data) + padding(len(data)) for data in (sample.image, sample.meta)) + len(END)
-        return self.num_bytes + needed <= sizes.shard_bytes and len(self.rows) != sizes.shard_samples
-
-    def add(self, sample: Ready) -> None:
-        """Appends one sample: the image, then its json."""
-        image_at = self._member(sample.key, sample.extension, sample.image)
-        json_at = self._member(sample.key, "json", sample.meta)
-        numbers = (
-            image_at,
-            len(sample.image),
-            json_at,
-            len(sample.meta),
-            key_hash(sample.key),
-            *sample.numbers,
-        )
-        self.rows.append(numbers)
-
-    def end(self) -> str:
-        """Closes the archive and gives its sha256."""
-        self._write(END)
-        return self._sum.hexdigest()
-
-    def _member(self, key: str, extension: str, data: bytes) -> int:
-        folder, _, stem = key.rpartition("/")
-        self._write(pack_header(folder, f"{stem}.{extension}", len(data)))
-        at = self.num_bytes
-        self._write(data)
-        self._write(bytes(padding(len(data))))
-        return at
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sum.update(data)
-        self.num_bytes += len(data)
-
-
-def write_shards(
-    folder: Path, placed: Sequence[Placed], numbers: Numbers, sizes: Sizes, *, seed: int, watch: Watch
-) -> list[Shard]:
-    """All tars and sidecars of a set, into the folder; what cannot be read goes to `watch` and is left out.
-
-    The order within a split and role is a shuffle by seed and key, so it does not depend on the order of the source.
-    """
-    shards: list[Shard] = []
-    ordered = sorted(placed, key=lambda entry: (entry.split, entry.role, shuffle_rank(seed, entry.key)))
-    for (split, role), entries in groupby(ordered, key=lambda entry: (entry.split, entry.role)):
-        shards += write_role(folder, split, role, get_ready(entries, numbers, sizes, watch), sizes)
-    return shards
-
-
-def write_role(folder: Path, split: str, role: str, samples: Iterator[Ready], sizes: Sizes) -> list[Shard]:
-    """The shards of one split and role: `dev-query-000000.tar`, …; none where no sample comes."""
-    shards: list[Shard] = []
-    prefix = split if split == role else f"{split}-{role}"
-    waiting = next(samples, None)
-    while waiting is not None:
-        file = f"{prefix}-{len(shards):06d}.tar"
-        with (folder / file).open("wb") as stream:
-            tar = Tar(stream)
-            while waiting is not None and tar.has_room(waiting, sizes):
-                tar.add(waiting)
-                waiting = next(samples, None)
-            sha256 = tar.end()
-        shard = Shard(file, split, role, len(tar.rows), tar.num_bytes, sha256)
-        write_sidecar(folder, shard, tar.rows)
-        shards.append(shard)
-    return shards
-
-
-def get_ready(entries: Iterable[Placed], numbers: Numbers, sizes: Sizes, watch: Watch) -> Iterator[Ready]:
-    """Reads, checks and if asked shrinks one image after the other."""
-    for entry in entries:
+    @classmethod
+    def load(cls, folder: Path, file: str, *, url: str | None = None) -> Written | None:
+        """What an earlier run finished; None where the shard is not there whole."""
         try:
-            image, extension = prepare(entry.record.read(), max_side=sizes.max_side)
+            content: dict[str, Any] = json.loads((folder / (file + DONE)).read_bytes())
+            shard = Shard(**content["shard"])
+            lost = tuple((int(row), str(reason)) for row, reason in content["lost"])
+            written = cls(shard, lost, tuple(int(row) for row in content["left_out"]))
+            rows = np.load(folder / shard.sidecar, mmap_mode="r", allow_pickle=False)
+            num_bytes = size(f"{url}/{file}") if url else (folder / file).stat().st_size
+            is_whole = shard.file == file and num_bytes == shard.bytes
+            is_whole &= rows.shape == (shard.samples,) and rows.dtype == SIDECAR
+            if is_whole and len(rows) and not url:
+                with (folder / file).open("rb") as tar:
+                    read_sample(tar, rows[-1])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return written if is_whole else None
+
+
+def write_shard(work: Work, watch: Watch) -> Written:
+    """Writes the tar, its sidecar and what marks it as done."""
+    lost: list[tuple[int, str]] = []
+    temporary = temporary_path(work.folder, work.file)
+    try:
+        with temporary.open("wb") as stream:
+            tar = TarWriter(stream)
+            for sample in get_ready(work, lost, watch):
+                tar.add(sample)
+            sha256 = tar.end()
+        return publish(work, temporary, tar, sha256, tuple(lost))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(
+    work: Work,
+    temporary: Path,
+    tar: TarWriter,
+    sha256: str,
+    lost: tuple[tuple[int, str], ...],
+    left_out: tuple[int, ...] = (),
+) -> Written:
+    """Puts a finished tar under its name, with its sidecar."""
+    shard = Shard(work.file, work.split, work.role, len(tar.rows), tar.num_bytes, sha256)
+    (work.folder / (work.file + DONE)).unlink(missing_ok=True)
+    temporary.rename(work.folder / work.file)
+    write_sidecar(work.folder, shard, tar.rows)
+    if work.is_multi_label:
+        write_labels(work.folder, shard, tar.labels)
+    if work.url:
+        send(work.folder / work.file, f"{work.url}/{work.file}")
+        (work.folder / work.file).unlink()
+    written = Written(shard, lost, left_out)
+    written.save(work.folder)
+    return written
+
+
+def get_ready(work: Work, lost: list[tuple[int, str]], watch: Watch) -> Iterator[Ready]:
+    """Reads, checks and if asked changes one image after the other."""
+    records = read_records(work.folder, work.at.tolist(), work.length.tolist())
+    columns = (work.row.tolist(), work.is_shared.tolist(), work.numbers.tolist())
+    for record, row, is_shared, numbers in zip(records, *columns, strict=True):
+        try:
+            image, extension = prepare(record.place.read(), work.look, box=record.box)
+            if len(image) > MAX_FILE_BYTES:
+                raise Unreadable(f"{len(image)} bytes, more than a tar member or a sidecar can hold")
         except (Unreadable, OSError) as error:
-            watch(0, Skip(entry.record, reason_of(error)))
+            lost.append((row, reason_of(error)))
+            watch(0)
             continue
-        watch(len(image), None)
-        yield Ready(entry.key, extension, image, describe(entry), numbers.of(entry))
+        watch(len(image))
+        key = key_of(record, is_shared=is_shared)
+        if work.look.crop:
+            record = replace(record, box=None)
+        yield Ready(
+            key, extension, image, describe(record, work.split, work.role), tuple(numbers), work.labels.get(row, ())
+        )
 
 
-def describe(entry: Placed) -> bytes:
+def describe(record: Record, split: str, role: str) -> bytes:
     """The sample's json."""
-    record = entry.record
+    label = {"labels": list(record.labels)} if record.labels else {"label": record.label}
+    box = {"box": list(record.box)} if record.box else {}
     meta = {
-        "label": record.label,
+        **label,
         "domain": record.domain,
         "group": record.group,
-        "split": entry.split,
-        "role": entry.role,
+        "split": split,
+        "role": role,
         "source": record.source,
+        **box,
         "extra": dict(record.extra),
     }
     return json.dumps(meta, separators=(",", ":")).encode()
 
 
-def shuffle_rank(seed: int, key: str) -> bytes:
-    """Sorting by this shuffles."""
-    return hashlib.blake2b(key.encode(), digest_size=16, salt=seed.to_bytes(8, "little")).digest()
+def thin(work: Work, written: Written, left_out: tuple[int, ...]) -> Written:
+    """Writes a finished shard again without these rows, from its own bytes."""
+    gone = {row for row, _ in written.lost} | set(written.left_out)
+    there = [row for row in work.row.tolist() if row not in gone]
+    rows = np.load(work.folder / written.shard.sidecar, allow_pickle=False)
+    if len(rows) != len(there):
+        raise ShardError(f"{work.folder / work.file}: changed while the set was made; remove it and repeat the command")
+    kept = [not_out for not_out, number in enumerate(there) if number not in left_out]
+    labels = [work.labels.get(there[at], ()) for at in kept]
+    temporary = temporary_path(work.folder, work.file)
+    try:
+        with (work.folder / work.file).open("rb") as old, temporary.open("wb") as stream:
+            tar = TarWriter(stream)
+            for row, numbers in zip(rows[kept], labels, strict=True):
+                tar.copy(old, row, numbers)
+            sha256 = tar.end()
+        kept_out = tuple(sorted({*written.left_out, *left_out}))
+        return publish(work, temporary, tar, sha256, written.lost, kept_out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(folder: Path, file: str) -> Path:
+    """Where a tar is written before it has its name."""
+    return folder / f".{file}.{os.getpid()}"

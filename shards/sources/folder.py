@@ -2,87 +2,143 @@
 
     shards make folder photos --out shard_sets/photos                      photos/cat/1.jpg: class cat
     shards make folder photos --out shard_sets/all --levels domain/class   photos/food/soup/1.jpg: class soup of food
+    shards make folder photos --out shard_sets/birds --levels split/class  photos/val/wren/1.jpg: class wren, for dev
+    shards make folder s3://bucket/photos --out shard_sets/photos
 
-The class label is the folder's path below ROOT (below the domain's folder with --levels domain/class). Hidden files and
-folders and files that are not images by their name are ignored; links are followed.
+--levels says what the folders below ROOT are: domain, group, split or * (anything), and class at the end, which takes
+the rest of the path. Hidden files and folders and files that are not images by their name are ignored; links are
+followed.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 
-from shards.errors import ShardError, first_few
-from shards.record import Record, read_file
+from shards.errors import ShardError, did_you_mean, first_few
+from shards.files import below, is_url, path_of, place_path, shown
+from shards.listing import IMAGE_SUFFIXES, Entry, is_image, list_folders, walk_files
+from shards.place import File
+from shards.record import Record
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-LEVELS = ("class", "domain/class")
-SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "query", "gallery", "index"})
+WORDS = ("domain", "group", "split", "*", "class")
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **{name: name for name in ("dev_query", "dev_index", "test_query", "test_index")},
+}
+LIKE_SPLITS = frozenset({*SPLIT_WORDS, "query", "gallery", "index"})
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What the folders on the way to an image say."""
+
+    domain: str
+    label: str
+    group: str | None
+    split: str | None
+    prefix: str
+    """Of the sources: the folders without the domain's."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """ROOT and how to read its levels."""
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the class folders")
+    parser.add_argument("root", type=place_path, metavar="ROOT", help="folder or URL that holds the class folders")
     parser.add_argument("--domain", help="domain of all images (default: the set's name)")
-    parser.add_argument("--levels", choices=LEVELS, help="what the folders under ROOT are (default: class)")
+    parser.add_argument("--levels", type=levels, metavar="A/B/class", help="what the folders are (default: class)")
 
 
-def records(options: argparse.Namespace) -> Iterable[Record]:
-    """One record an image, sorted by path."""
-    root: Path = options.root
-    has_domains = options.levels == "domain/class"
-    if has_domains and options.domain:
-        raise ShardError("--domain and --levels domain/class exclude each other: the folders name the domains")
-    if not root.is_dir():
-        raise ShardError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
-    paths = sorted(find_images(root))
-    if not paths:
-        raise ShardError(f"{root}: no images in it or below; image files end in {' '.join(sorted(SUFFIXES))}")
-    refuse_misplaced(root, paths, options.levels)
-    for path in paths:
-        folders = path.relative_to(root).parts[:-1]
-        domain = folders[0] if has_domains else options.domain or options.out.name
-        status = path.stat() if path.exists() else None
+def levels(text: str) -> str:
+    """`domain/group/class` and the like."""
+    *above, last = text.split("/")
+    known = set(above) <= set(WORDS[:-1])
+    if not known or last != "class" or any(above.count(word) > 1 for word in WORDS[:3]):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a way to read folders; write {', '.join(WORDS[:-1])} with / between, each once, and class last"
+        )
+    return text
+
+
+def records(options: argparse.Namespace) -> Iterator[Record]:
+    """One record an image, folder by folder."""
+    root: Path | str = options.root
+    words: list[str] = (options.levels or "class").split("/")
+    if "domain" in words and options.domain:
+        raise ShardError(f"--domain and --levels {options.levels} exclude each other: the folders name the domains")
+    if not is_url(root) and not Path(root).is_dir():
+        raise ShardError(f"{root}: {'not a folder' if Path(root).exists() else 'no such folder'}")
+    if options.levels is None:
+        refuse_splits(root)
+    folder, meaning = None, None
+    entries = walk_files(root, is_image)
+    for entry in entries:
+        there, _, name = entry.path.rpartition("/")
+        if there != folder or meaning is None:
+            folder = there
+            if len(folder.split("/")) < len(words) or not folder:
+                refuse_shallow(root, folder, entry, entries, words)
+            meaning = read_folder(folder, words, options.domain or path_of(options.out).name, root)
         yield Record(
-            domain=domain,
-            label="/".join(folders[has_domains:]),
-            source="/".join(path.relative_to(root).parts[has_domains:]),
-            read=partial(read_file, path),
-            num_bytes=status.st_size if status else 0,
-            changed_at=status.st_mtime if status else 0.0,
+            domain=meaning.domain,
+            label=meaning.label,
+            source=f"{meaning.prefix}{name}",
+            place=File(entry.place),
+            group=meaning.group,
+            split=meaning.split,
+            num_bytes=entry.num_bytes,
+            changed_at=entry.changed_at,
         )
+    if folder is None:
+        raise ShardError(f"{shown(root)}: no images in it or below; image files end in {' '.join(IMAGE_SUFFIXES)}")
 
 
-def find_images(root: Path) -> Iterator[Path]:
-    """All image files, each folder once even where links make a circle."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        yield from (
-            Path(folder, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        )
+def read_folder(folder: str, words: list[str], domain: str, root: Path | str) -> Meaning:
+    """What a folder's path says by these levels."""
+    parts = folder.split("/")
+    named = dict(zip(words[:-1], parts, strict=False))
+    split = named.get("split")
+    if split is not None and split.lower() not in SPLIT_WORDS:
+        hint = did_you_mean(split, SPLIT_WORDS)
+        raise ShardError(f"{shown(root)}: {folder}: {split!r} is no split; there are: {', '.join(SPLIT_WORDS)}{hint}")
+    kept = [part for word, part in zip(words, parts, strict=False) if word != "domain"] + parts[len(words) :]
+    return Meaning(
+        domain=named.get("domain", domain),
+        label="/".join(parts[len(words) - 1 :]),
+        group=named.get("group"),
+        split=SPLIT_WORDS[split.lower()] if split is not None else None,
+        prefix="".join(f"{part}/" for part in kept),
+    )
 
 
-def refuse_misplaced(root: Path, paths: list[Path], levels: str | None) -> None:
-    """Layouts that would quietly give wrong labels."""
-    depth = 2 if levels == "domain/class" else 1
-    shallow = [str(path.relative_to(root)) for path in paths if len(path.relative_to(root).parts) <= depth]
-    if shallow:
-        wanted = "ROOT/domain/class/image" if depth == 2 else "ROOT/class/image"
+def refuse_shallow(root: Path | str, folder: str, first: Entry, rest: Iterator[Entry], words: list[str]) -> None:
+    """Images in a folder that is not deep enough to be a class."""
+    beside = takewhile(lambda entry: entry.path.rpartition("/")[0] == folder, rest)
+    paths = [entry.path for entry in chain([first], beside)]
+    wanted = "/".join(("ROOT", *words, "image"))
+    raise ShardError(
+        f"{shown(root)}: {len(paths)} images are in no class folder ({first_few(paths)}); expected {wanted}"
+    )
+
+
+def refuse_splits(root: Path | str) -> None:
+    """Splits that would quietly become part of the labels: all folders with images are called train, val and the like."""
+    tops = list_folders(root)
+    alike = [top for top in tops if top.lower() in LIKE_SPLITS]
+    if not alike or any(has_images(root, top) for top in tops if top not in alike):
+        return
+    found = [top for top in alike if has_images(root, top)]
+    if found:
         raise ShardError(
-            f"{root}: {len(shallow)} images are in no class folder ({first_few(shallow)}); expected {wanted}"
+            f"{shown(root)}: {', '.join(found)} look like splits, and each would be part of the label; read them "
+            "as splits (--levels split/class), or pass --levels class if these are classes"
         )
-    tops = {path.relative_to(root).parts[0] for path in paths}
-    if levels is None and tops <= SPLIT_WORDS:
-        raise ShardError(
-            f"{root}: {', '.join(sorted(tops))} look like splits, and each would be part of the label; list the "
-            "images in a table with a split column (shards make table), or pass --levels class if these are classes"
-        )
+
+
+def has_images(root: Path | str, folder: str) -> bool:
+    """Whether there is an image in this folder or below."""
+    return any(True for _ in walk_files(below(str(root), folder) if is_url(root) else Path(root, folder), is_image))

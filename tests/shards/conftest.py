@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.catalog import fill
 from shards.cli import main
 from shards.manifest import Manifest
+from shards.record import ROLES, SPLITS, Record
+from shards.rules import Rules
+from shards.split import make_plan
 
 Run = Callable[..., "Ran"]
 FIVE_CLASSES = {"cat": 7, "dog": 3, "fox": 3, "hen": 2, "owl": 4}
@@ -48,6 +53,29 @@ def write_release(root: Path, classes: Mapping[str, int]) -> Path:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a record goes."""
+
+    record: Record
+    key: str
+    split: str
+    role: str
+
+
+def place(records: Iterable[Record], rules: Rules = Rules()) -> list[Placed]:  # noqa: B008
+    """The records that are kept, in their order, each with its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        listed = list(records)
+        catalog = fill(Path(folder), listed)
+        plan = make_plan(catalog, ~catalog["is_out"], rules)
+        kept = np.flatnonzero(plan.kept)
+        return [
+            Placed(listed[row], key, SPLITS[plan.split[row]], ROLES[plan.role[row]])
+            for row, key in zip(kept.tolist(), catalog.keys(kept), strict=True)
+        ]
 
 
 @pytest.fixture

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from shards.layout import Sizes
 from shards.maker import Order, make_set
 from shards.manifest import Manifest
+from shards.place import Inline
 from shards.record import Record
-from shards.split import Rules
+from shards.rules import Rules
 from tests.shards.conftest import Run, files_of, picture, write_release
 
 
@@ -28,10 +26,7 @@ def test_the_same_input_gives_the_same_bytes_twice(run: Run, release: Path, tmp_
 
 
 def test_the_order_in_which_a_source_lists_its_images_changes_nothing(tmp_path: Path) -> None:
-    records = [
-        Record("pets", f"class{i % 5}", f"{i}.jpg", lambda i=i: picture(i))  # type: ignore[misc]
-        for i in range(20)
-    ]
+    records = [Record("pets", f"class{i % 5}", f"{i}.jpg", Inline(picture(i))) for i in range(20)]
     for place, listed in (("one", records), ("two", records[::-1])):
         make_set(Order(out=tmp_path / place / "pets", config={"source": "test"}, given={}), listed)
     assert files_of(tmp_path / "one/pets") == files_of(tmp_path / "two/pets")
@@ -53,14 +48,11 @@ def test_shards_hold_no_more_than_was_asked_for(pets: Manifest, run: Run, releas
     assert [shard.file for shard in pets.select("train")] == [
         f"train-{n:06d}.tar" for n in range(len(pets.select("train")))
     ]
-    order = Order(out=tmp_path / "big", config={"source": "test"}, given={}, rules=Rules(train_only=True))
-    records = [
-        Record("big", f"{i % 2}", f"{i}.bmp", lambda i=i: picture(i, kind="BMP", size=(600, 400))) for i in range(4)
-    ]  # type: ignore[misc]
-    sized = Order(
-        **{**{f: getattr(order, f) for f in order.__slots__}, "sizes": type(order.sizes)(shard_bytes=1_500_000)}
-    )
-    assert [shard.samples for shard in make_set(sized, records).manifest.shards] == [2, 2]
+    images = [picture(i, kind="BMP", size=(600, 400)) for i in range(4)]
+    records = [Record("big", f"{i % 2}", f"{i}.bmp", Inline(image)) for i, image in enumerate(images)]
+    sizes, rules = Sizes(shard_bytes=1_500_000), Rules(train_only=True)
+    order = Order(out=tmp_path / "big", config={"source": "test"}, given={}, rules=rules, sizes=sizes)
+    assert [shard.samples for shard in make_set(order, records).manifest.shards] == [2, 2]
 
 
 def test_making_a_set_again_finds_that_it_is_there(run: Run, release: Path, tmp_path: Path) -> None:
@@ -115,30 +107,6 @@ def test_force_never_replaces_a_folder_that_is_no_set(run: Run, release: Path, t
     assert files_of(tmp_path / "thesis") == {"chapter1.tex": b"years of work"}
 
 
-def test_an_error_on_the_way_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    def broken() -> bytes:
-        raise RuntimeError("the disk caught fire")
-
-    records = [Record("pets", f"{i % 5}", f"{i}.jpg", lambda i=i: picture(i)) for i in range(20)]  # type: ignore[misc]
-    records[13] = Record("pets", "3", "13.jpg", broken)
-    with pytest.raises(RuntimeError, match="caught fire"):
-        make_set(Order(out=tmp_path / "pets", config={}, given={}), records)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_so_and_leaves_nothing(tmp_path: Path, signum: signal.Signals) -> None:
-    command = [sys.executable, "-m", "shards", "make", "sample", "--out", str(tmp_path / "set")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.glob("set.partial-*/*.tar")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (130, "shards: stopped; nothing half-written is left\n")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_unreadable_images_are_left_out_and_listed(run: Run, release: Path, tmp_path: Path) -> None:
     write_release(release / "many", {"a": 10, "b": 10})
     whole = (release / "cat/0.jpg").read_bytes()
@@ -166,28 +134,37 @@ def test_too_many_unreadable_images_fail_the_run_and_name_the_first(run: Run, re
     assert not (tmp_path / "pets").exists()
 
 
-def test_a_class_that_loses_its_images_to_damage_is_planned_anew(run: Run, tmp_path: Path) -> None:
-    """A dev class of two, one of them truncated, would be a query that nothing can be found for."""
+def test_what_cannot_stand_without_an_unreadable_image_goes_too(run: Run, tmp_path: Path) -> None:
+    """An evaluated class of two, one of them truncated, leaves a query that nothing can be found for."""
     release = write_release(tmp_path / "release", {f"class{n}": 2 for n in range(30)})
-    assert run("make", "folder", release, "--out", tmp_path / "whole", "--domain", "d").code == 0
+    make = ("make", "folder", release, "--domain", "d", "--max-skipped", "10%", "--shard-samples", 3)
+    assert run(*make, "--out", tmp_path / "whole").code == 0
     whole = Manifest.load(tmp_path / "whole")
-    query = whole.read(whole.select("dev", "query")[0], 0)
-    broken = release / query.meta["source"]
-    broken.write_bytes(query.image[:200])
+    index, train = (whole.read(whole.select(*place)[0], 0) for place in (("dev", "index"), ("train",)))
+    for sample in (index, train):
+        (release / sample.meta["source"]).write_bytes(sample.image[:200])
 
-    refused = run("make", "folder", release, "--out", tmp_path / "pets", "--domain", "d", "--max-skipped", "5%")
-    assert refused.code == 2
-    assert f"1 class has one image only (d/{query.meta['label']})" in refused.err
-
-    options = ("--domain", "d", "--max-skipped", "5%", "--min-images", 2)
-    assert run("make", "folder", release, "--out", tmp_path / "pets", *options).code == 0
+    assert run(*make, "--out", tmp_path / "pets").code == 0
     pets = Manifest.load(tmp_path / "pets")
-    assert f"d/{query.meta['label']}" not in pets.classes.class_names()
-    assert (pets.about["skipped"], pets.about["small"]) == (1, 1)
-    broken.unlink()
-    assert run("make", "folder", release, "--out", tmp_path / "without", *options).code == 0
-    without = Manifest.load(tmp_path / "without")
-    assert without.digest == pets.digest
+    assert f"d/{index.meta['label']}" not in pets.classes.class_names()
+    assert f"d/{train.meta['label']}" in pets.classes.class_names()
+    skipped = (tmp_path / "pets/skipped.csv").read_text()
+    assert skipped.count("no readable index image of its class is left") == 1
+    assert sum(shard.samples for shard in pets.shards) == 57
+
+    assert run(*make, "--out", tmp_path / "large", "--min-images", 2).code == 0
+    large = Manifest.load(tmp_path / "large")
+    assert f"d/{train.meta['label']}" not in large.classes.class_names()
+    assert (large.about["skipped"], large.about["small"]) == (2, 2)
+    for name in ("pets", "large"):
+        assert run("check", tmp_path / name).code == 0
+    assert places_of(pets).items() <= places_of(whole).items()
+
+
+def places_of(manifest: Manifest) -> dict[str, tuple[str, str]]:
+    """Split and role by key."""
+    samples = [(shard, manifest.read(shard, row)) for shard in manifest.shards for row in range(shard.samples)]
+    return {sample.key: (shard.split, shard.role) for shard, sample in samples}
 
 
 def test_an_image_that_is_listed_twice_becomes_one_sample(run: Run, release: Path, tmp_path: Path) -> None:
@@ -199,11 +176,86 @@ def test_an_image_that_is_listed_twice_becomes_one_sample(run: Run, release: Pat
     assert sum(shard.samples for shard in Manifest.load(tmp_path / "pets").shards) == 19
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, release: Path, tmp_path: Path) -> None:
-    if not shutil.which("prlimit"):
-        pytest.skip("needs prlimit to bound the size of a file")
-    command = ["prlimit", "--fsize=2000", sys.executable, "-m", "shards", "make", "folder", str(release)]
-    ran = subprocess.run([*command, "--out", str(tmp_path / "pets")], capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
-    assert "File too large; the set was not made" in ran.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_writes_the_same_bytes(run: Run, release: Path, tmp_path: Path, workers: int) -> None:
+    (release / "cat/6.jpg").write_bytes(b"broken")
+    make = ("make", "folder", release, "--shard-samples", 3, "--max-skipped", "10%", "--short-side", 20)
+    for count in (1, workers):
+        assert run(*make, "--out", tmp_path / str(count) / "pets", "--workers", count).code == 0
+    assert files_of(tmp_path / "1/pets") == files_of(tmp_path / str(workers) / "pets")
+
+
+def test_a_list_of_keys_leaves_samples_out(run: Run, release: Path, tmp_path: Path) -> None:
+    (tmp_path / "drop.csv").write_text("key,reason\npets/cat%2F0,blurred\npets/dog%2F1,twice\n")
+    ran = run("make", "folder", release, "--out", tmp_path / "pets", "--drop", tmp_path / "drop.csv")
+    assert ran.code == 0, ran.err
+    keys = places_of(Manifest.load(tmp_path / "pets")).keys()
+    assert len(keys) == 17
+    assert not {"pets/cat%2F0", "pets/dog%2F1"} & keys
+
+
+def test_a_file_says_the_same_as_options(run: Run, release: Path, tmp_path: Path) -> None:
+    told = tmp_path / "pets.yaml"
+    told.write_text(f"source: folder\nroot: {release}\nmin_images: 3\nshard_samples: 4\ntrain_only: true\n")
+    assert run("make", told, "--out", tmp_path / "one/pets", "--seed", 5).code == 0
+    options = ("--min-images", 3, "--shard-samples", 4, "--train-only", "--seed", 5)
+    assert run("make", "folder", release, "--out", tmp_path / "two/pets", *options).code == 0
+    assert files_of(tmp_path / "one/pets") == files_of(tmp_path / "two/pets")
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(run: Run, release: Path, tmp_path: Path) -> None:
+    told = tmp_path / "pets.yaml"
+    told.write_text(f"source: folder\nroot: {release}\nmin_imags: 3\nverify: never\nmax_skipped: 7\ncrop: maybe\n")
+    ran = run("make", told, "--out", tmp_path / "pets")
+    assert ran.code == 2
+    for message in (
+        "pets.yaml: 4 problems",
+        "min_imags  unknown key; did you mean min_images?",
+        "verify  'never' is not one of pixels, structure",
+        "max_skipped  '7' is not a share",
+        "crop  'maybe' is not true or false",
+    ):
+        assert message in ran.err
+
+
+def test_rules_drop_cap_and_rename(run: Run, tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", {"a": 1, "b": 4, "c": 9, "d": 30, "e": 5})
+    rules = ("--min-images", 2, "--max-images", 20, "--cap-images", 5, "--rename-domain", "pets=animals")
+    ran = run("make", "folder", release, "--domain", "pets", "--out", tmp_path / "set", "--train-only", *rules)
+    assert ran.code == 0, ran.err
+    made = Manifest.load(tmp_path / "set")
+    assert made.domains == ("animals",)
+    assert dict(zip(made.classes.labels, made.classes.counts("train").tolist(), strict=True)) == {
+        "b": 4,
+        "c": 5,
+        "e": 5,
+    }
+    wrong = run(
+        "make", "folder", release, "--out", tmp_path / "no", "--train-only", "--rename-domain", "x=y", *rules[:2]
+    )
+    assert wrong.code == 2
+    assert "--rename-domain x=…: no such domain; there are: no" in wrong.err
+
+
+def test_images_with_several_labels(run: Run, tmp_path: Path) -> None:
+    lines = ["image,labels"]
+    for n in range(60):
+        (tmp_path / f"{n}.jpg").write_bytes(picture(n))
+        lines.append(f"{n}.jpg,tag{n % 3};tag{n % 5};all")
+    (tmp_path / "tags.csv").write_text("\n".join(lines) + "\n")
+    table = ("make", "table", tmp_path / "tags.csv", "--labels-column", "labels", "--label-separator", ";")
+    ran = run(*table, "--out", tmp_path / "set", "--shard-samples", 20)
+    assert ran.code == 0, ran.err
+    made = Manifest.load(tmp_path / "set")
+    assert made.is_multi_label
+    names = made.classes.class_names()
+    for shard in made.shards:
+        assert (made.sidecar(shard)["label"] == -1).all()
+        pairs = made.labels(shard)
+        for row in range(shard.samples):
+            stated = [names[label] for label in pairs["label"][pairs["row"] == row]]
+            assert stated == [f"set/{label}" for label in made.read(shard, row).meta["labels"]]
+    assert {shard.role for shard in made.shards} == {"train", "query", "index"}
+    assert run("check", tmp_path / "set").code == 0
+    refused = run(*table, "--out", tmp_path / "no", "--min-images", 2)
+    assert "--min-images counts the images of a class, but here images have several labels" in refused.err

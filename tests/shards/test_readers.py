@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shards.manifest import Manifest
+from shards.place import Inline
 from shards.record import Record
 from shards.ustar import pack_header, parse_header
 from tests.shards.conftest import Run, picture
@@ -37,7 +38,7 @@ def test_long_names_are_cut_and_still_found(run: Run, tmp_path: Path) -> None:
     from shards.maker import Order, make_set
 
     records = [
-        Record("м" * 60, f"{'ж' * 63}{n % 5}", f"{'ж' * 63}{n % 5}/{'ъ' * 63}{n}.jpg", lambda n=n: picture(n))  # type: ignore[misc]
+        Record("м" * 60, f"{'ж' * 63}{n % 5}", f"{'ж' * 63}{n % 5}/{'ъ' * 63}{n}.jpg", Inline(picture(n)))
         for n in range(20)
     ]
     manifest = make_set(Order(out=tmp_path / "long", config={"source": "test"}, given={}), records).manifest

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.key import name_samples
 from shards.manifest import Manifest
 from shards.record import Record
 from shards.sources import sample
-from shards.split import Placed, Rules, make_plan
-from tests.shards.conftest import Run, files_of
+from tests.shards.conftest import Placed, Run, files_of, place
 
 ALL = Namespace(classes=None, views=None)
 
@@ -24,13 +22,12 @@ ALL = Namespace(classes=None, views=None)
 @pytest.fixture(scope="module")
 def placed() -> list[Placed]:
     """Every image of the whole set with its place; none is drawn yet."""
-    records = list(sample.records(ALL))
-    return make_plan(records, name_samples(records), Rules()).placed
+    return place(sample.records(ALL))
 
 
 def test_it_is_the_same_set_on_every_run(run: Run, tmp_path: Path) -> None:
-    for place in ("one", "two"):
-        make = ("make", "sample", "--out", tmp_path / place / "sample", "--classes", 8, "--views", 3)
+    for folder in ("one", "two"):
+        make = ("make", "sample", "--out", tmp_path / folder / "sample", "--classes", 8, "--views", 3)
         assert run(*make).code == 0
     assert files_of(tmp_path / "one/sample") == files_of(tmp_path / "two/sample")
     manifest = Manifest.load(tmp_path / "one/sample")
@@ -104,7 +101,7 @@ def test_raw_pixels_are_well_above_chance_and_well_below_perfect(placed: list[Pl
 
 def raw_pixels(record: Record) -> np.ndarray:
     """The embedding that needs no model."""
-    image = Image.open(io.BytesIO(record.read())).resize((16, 16), Image.Resampling.BILINEAR)
+    image = Image.open(io.BytesIO(record.place.read())).resize((16, 16), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32).ravel()
     pixels -= pixels.mean()
     return pixels / np.linalg.norm(pixels)

@@ -7,19 +7,21 @@ import re
 import pytest
 
 from shards.errors import ShardError
-from shards.key import name_samples
+from shards.place import File
 from shards.record import Record
-from shards.split import Placed, Rules, make_plan
+from shards.rules import Rules
+from tests.shards import conftest
+from tests.shards.conftest import Placed
 
 
 def place(counts: dict[str, int], rules: Rules = Rules(), domain: str = "d") -> list[Placed]:  # noqa: B008
     """Plans classes with these numbers of images; the class `None` is unlabelled."""
     records = [
-        Record(domain, None if label == "None" else label, f"{label}/{n}.jpg", bytes)
+        Record(domain, None if label == "None" else label, f"{label}/{n}.jpg", File("nowhere"))
         for label, count in counts.items()
         for n in range(count)
     ]
-    return make_plan(records, name_samples(records), rules).placed
+    return conftest.place(records, rules)
 
 
 def classes_of(placed: list[Placed], split: str) -> set[str | None]:
@@ -88,7 +90,7 @@ def test_a_class_with_one_image_needs_a_decision_and_is_never_evaluated() -> Non
         ),
         ({"a": 2}, Rules(train_only=True), "1 training classes among 2 images"),
         ({"a": 2, "b": 2, "None": 3}, Rules(train_only=True), "3 images have no label, and --train-only leaves no"),
-        ({"a": 2, "b": 2}, Rules(train_only=True, min_images=3), "0 training classes among 0 images"),
+        ({"a": 2, "b": 2}, Rules(train_only=True, min_images=3), "no image is left"),
     ],
 )
 def test_a_set_that_is_good_for_nothing_is_refused(counts: dict[str, int], rules: Rules, message: str) -> None:

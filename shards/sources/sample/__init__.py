@@ -12,17 +12,12 @@ run, as long as Pillow, numpy and the three packages stay the same.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from shards.arguments import count
+from shards.key import draw
+from shards.place import Made
 from shards.record import Record
-from shards.split import draw
-
-if TYPE_CHECKING:
-    import numpy as np
 
 RECIPE = 1  # count up with every change of the pictures: a set made by the old one is then not taken for the new
 SEED = 20240607
@@ -53,8 +48,10 @@ def glyph_records(options: argparse.Namespace) -> Iterator[Record]:
 
     for character, group in glyphs.list_characters()[: options.classes]:
         label = glyphs.label_of(character)
-        first = Record("glyphs", label, f"{label}/00.{glyphs.EXTENSION}", bytes, group, split_of("glyphs", label))
-        yield from views(first, partial(glyphs.render, character), options.views)
+        split = split_of("glyphs", label)
+        for view in range(options.views or VIEWS):
+            source = f"{label}/{view:02d}.{glyphs.EXTENSION}"
+            yield Record("glyphs", label, source, drawn("glyphs", source, character), group, split)
 
 
 def number_records(options: argparse.Namespace) -> Iterator[Record]:
@@ -64,8 +61,9 @@ def number_records(options: argparse.Namespace) -> Iterator[Record]:
     for label in numbers.list_labels()[: options.classes]:
         number = label.partition("-")[0]
         split = split_of("numbers", number)
-        first = Record("numbers", label, f"{label}/00.{numbers.EXTENSION}", bytes, number, split)
-        yield from views(first, partial(numbers.render, label, split), options.views)
+        for view in range(options.views or VIEWS):
+            source = f"{label}/{view:02d}.{numbers.EXTENSION}"
+            yield Record("numbers", label, source, drawn("numbers", source, label, split), number, split)
 
 
 def place_records(options: argparse.Namespace) -> Iterator[Record]:
@@ -75,28 +73,33 @@ def place_records(options: argparse.Namespace) -> Iterator[Record]:
     classes, rest = places.list_places()
     for place in classes[: options.classes]:
         split = split_of("places", place.label)
-        first = Record("places", place.label, f"{place.label}/00.{places.EXTENSION}", bytes, place.photo, split)
-        yield from views(first, partial(places.render, place), options.views)
+        for view in range(options.views or VIEWS):
+            source = f"{place.label}/{view:02d}.{places.EXTENSION}"
+            yield Record("places", place.label, source, drawn("places", source, *place), place.photo, split)
     for place in rest[:: max(len(rest) // NUM_DISTRACTORS, 1)][: options.classes]:
         source = f"distractors/{place.label}.{places.EXTENSION}"
-        first = Record("places", None, source, bytes, place.photo, "dev_distractor")
-        yield from views(first, partial(places.render, place), 1)
+        yield Record("places", None, source, drawn("places", source, *place), place.photo, "dev_distractor")
 
 
-def views(first: Record, make: Callable[[np.random.Generator], bytes], num_views: int | None) -> Iterator[Record]:
-    """The images of a class: like the first, each with a view of its own."""
-    for view in range(num_views or VIEWS):
-        source = first.source.replace("/00.", f"/{view:02d}.")
-        yield replace(first, source=source, read=partial(seeded, make, first.domain, source))
+def drawn(domain: str, source: str, *arguments: str | int) -> Made:
+    """Where the image comes from."""
+    return Made("sample", (domain, source, *arguments))
+
+
+def make_image(domain: str, source: str, *arguments: str | int) -> bytes:
+    """Draws an image with a generator of its own, so that it depends on its name and on nothing drawn before."""
+    import numpy as np
+
+    from shards.sources.sample import glyphs, numbers, places
+
+    rng = np.random.default_rng([SEED, int(draw((domain, source)) * 2**62)])
+    if domain == "glyphs":
+        return glyphs.render(str(arguments[0]), rng)
+    if domain == "numbers":
+        return numbers.render(str(arguments[0]), str(arguments[1]), rng)
+    return places.render(places.Place(*arguments), rng)  # type: ignore[arg-type]
 
 
 def split_of(domain: str, label: str) -> str:
     """The class's own draw decides, so that taking fewer classes moves none."""
     return "dev" if draw((domain, label)) < EVALUATED else "train"
-
-
-def seeded(make: Callable[[np.random.Generator], bytes], domain: str, source: str) -> bytes:
-    """Draws an image with a generator of its own, so that it depends on its name and on nothing drawn before."""
-    import numpy as np
-
-    return make(np.random.default_rng([SEED, int(draw((domain, source)) * 2**62)]))

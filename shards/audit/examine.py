@@ -1,0 +1,89 @@
+"""The audit from the set to what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.audit import balance, findings, groups, tells
+from shards.audit.copies import Copies, find_copies
+from shards.audit.drops import Drops
+from shards.audit.findings import SEVERITIES, Finding
+from shards.audit.hamming import MOST_BITS
+from shards.audit.images import Images, Watch, read_images
+from shards.audit.meetings import Meetings, arrange
+from shards.audit.relations import GRAVE
+from shards.errors import ShardError
+from shards.manifest import Manifest
+
+THRESHOLD_BITS = 8
+TINY_PX = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to look at, and how closely."""
+
+    folder: Path
+    against: Path | None = None
+    threshold_bits: int = THRESHOLD_BITS
+    """Near duplicates differ in at most so many of the 64 bits of their hashes."""
+    tiny_px: int = TINY_PX
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold_bits <= MOST_BITS:
+            raise ShardError(
+                f"--threshold {self.threshold_bits} is not in 0 to {MOST_BITS}; 0 finds pictures with equal hashes only"
+            )
+        if self.against and self.against.resolve() == self.folder.resolve():
+            raise ShardError(
+                f"--against {self.against} is the set itself; its splits are compared anyway, leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All there is to say."""
+
+    question: Question
+    images: Images
+    copies: Copies
+    meetings: Meetings
+    findings: tuple[Finding, ...]
+    """The gravest first."""
+    drops: Drops
+
+    @property
+    def is_grave(self) -> bool:
+        """Whether an evaluation on this set would mislead."""
+        return any(finding.severity == GRAVE for finding in self.findings)
+
+
+def examine(question: Question, *, read: Watch, compare: Watch) -> Audit:
+    """Reads the sets and finds what is to be found; the watches are called while images are read and compared."""
+    folders = [question.folder, *([question.against] if question.against else [])]
+    sets = [Manifest.load(folder) for folder in folders]
+    images = read_images(sets, workers=question.workers, watch=read)
+    copies = find_copies(images, most_bits=question.threshold_bits, workers=question.workers, watch=compare)
+    meetings = arrange(images, copies.bundles)
+    found = sorted(find_all(images, meetings, question), key=lambda finding: SEVERITIES.index(finding.severity))
+    drops = Drops(images, meetings, reasons(images, found))
+    drops.choose()
+    return Audit(question, images, copies, meetings, tuple(found), drops)
+
+
+def find_all(images: Images, meetings: Meetings, question: Question) -> Iterator[Finding]:
+    """Kind by kind."""
+    yield from findings.image_findings(images, tiny_px=question.tiny_px)
+    yield from findings.pair_findings(meetings)
+    yield from groups.group_findings(images)
+    yield from tells.tell_findings(images)
+    yield from balance.balance_findings(images)
+
+
+def reasons(images: Images, found: list[Finding]) -> dict[int, str]:
+    """Why images are left out that need no other image for it."""
+    singles = {at: finding.kind for finding in found if finding.kind in ("broken", "blank") for at in finding.images}
+    return dict(groups.leaking(found, images)) | singles

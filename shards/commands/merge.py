@@ -1,0 +1,35 @@
+"""Make one set of several, without writing their tars again.
+
+The tars get second names (hard links) in the new folder, or are copied where the file system has none. Classes of one
+domain and label become one class, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """examples:
+  shards merge shard_sets/food shard_sets/cars --out shard_sets/both
+"""
+
+
+def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """The sets and the new one."""
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="the sets")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new set")
+    parser.add_argument("--force", action="store_true", help="replace a set that is there")
+
+
+def run(options: argparse.Namespace) -> int:
+    """shards merge"""
+    from shards.commands.make import describe
+    from shards.maker import Made
+    from shards.merge import merge_sets
+    from shards.progress import progress_bar
+
+    with progress_bar(options.out.name) as watch:
+        manifest = merge_sets(options.folders, options.out, force=options.force, watch=watch)
+    describe(Made(manifest, str(options.out)))
+    return 0

@@ -1,0 +1,193 @@
+"""`shards make` that is killed, stopped or runs out of disk: nothing is lost, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.manifest import Manifest
+from tests.shards.conftest import Run, files_of, picture
+
+CLASSES = {f"class{n}": 12 for n in range(20)}
+OPTIONS = ("--shard-samples", "7", "--short-side", "24", "--max-skipped", "5%")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 images, two of them broken."""
+    root = tmp_path_factory.mktemp("pets") / "release"
+    for place, (label, count) in enumerate(CLASSES.items()):
+        (root / label).mkdir(parents=True)
+        for view in range(count):  # large enough that there is time to stop anything
+            (root / label / f"{view}.jpg").write_bytes(picture(100 * place + view, size=(900, 700)))
+    (root / "class3/5.jpg").write_bytes(b"broken")
+    (root / "class7/2.jpg").write_bytes(picture(1)[:300])
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every file of the set that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "pets"
+    assert start(release, out).wait(60) == 0
+    return files_of(out)
+
+
+def start(release: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """`shards make` as a process group of its own."""
+    command = [sys.executable, "-m", "shards", "make", "folder", str(release), "--out", str(out), *OPTIONS, *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_shards(out: Path, count: int) -> None:
+    """Until so many are finished."""
+    partial = out.with_name(f"{out.name}.partial")
+    deadline = time.monotonic() + 30
+    while len(list(partial.glob("*.done.json"))) < count and not out.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
+    release: Path, whole: dict[str, bytes], tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    out, kills = tmp_path / "pets", 0
+    while not out.exists():
+        process = start(release, out, "--workers", str(chance.choice([1, 2])))
+        if kills < 3:
+            wait_for_shards(out, chance.randrange(30))
+            time.sleep(chance.random() * 0.05)
+            process.kill()  # the workers are left to find out for themselves
+            kills += 1
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL), err
+        assert "Traceback" not in err
+    assert files_of(out) == whole
+    assert os.listdir(tmp_path) == ["pets"]
+    assert not workers_of(process.pid)
+
+
+def workers_of(session: int) -> list[int]:
+    """Worker processes of this session that still run."""
+    listed = subprocess.run(
+        ["ps", "-ewwo", "sess=,pid=,stat=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(maxsplit=3) for line in listed.splitlines()]
+    return [
+        int(pid) for sess, pid, stat, args in rows if int(sess) == session and stat[0] != "Z" and "spawn_main" in args
+    ]
+
+
+@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGINT, "1"), (signal.SIGINT, "2"), (signal.SIGTERM, "2")])
+def test_stopped_it_says_what_it_keeps(
+    release: Path, whole: dict[str, bytes], tmp_path: Path, signum: int, workers: str
+) -> None:
+    out = tmp_path / "pets"
+    process = start(release, out, "--workers", workers)
+    wait_for_shards(out, 3)
+    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    kept = len(list(tmp_path.glob("pets.partial/*.done.json")))
+    assert kept >= 3
+    assert err == (f"shards: stopped; {kept} finished shards are kept in {out}.partial; repeat the command to go on\n")
+    left = {path.name for path in (tmp_path / "pets.partial").iterdir()}
+    assert not [name for name in left if name.startswith(".") or name in ("lock", "records.jsonl")]
+    again = start(release, out)
+    assert again.wait(60) == 0
+    assert files_of(out) == whole
+
+
+def test_what_was_begun_with_other_options_is_not_thrown_away(run: Run, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pets"
+    process = start(release, out)
+    wait_for_shards(out, 3)
+    process.kill()
+    process.communicate(timeout=30)
+    before = files_of(tmp_path / "pets.partial")
+    refused = run("make", "folder", release, "--out", out, *OPTIONS, "--seed", 3)
+    assert refused.code == 2
+    assert "finished shards of a set made with other options (seed was 0 and is 3)" in refused.err
+    after = files_of(tmp_path / "pets.partial")
+    assert {name for name in before if name.endswith(".tar")} <= set(after)
+    assert run("make", "folder", release, "--out", out, *OPTIONS, "--seed", 3, "--force").code == 0
+    assert Manifest.load(out).about["config"]["seed"] == 3
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_written_again(
+    release: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, partial = tmp_path / "pets", tmp_path / "pets.partial"
+    process = start(release, out)
+    wait_for_shards(out, 6)
+    process.kill()
+    process.communicate(timeout=30)
+    done = sorted(partial.glob("*.done.json"))
+    (partial / done[0].name.removesuffix(".done.json")).write_bytes(b"short")
+    (partial / (done[1].name.removesuffix(".done.json") + ".index.npy")).unlink()
+    done[2].write_text("{")
+    assert start(release, out).wait(60) == 0
+    assert files_of(out) == whole
+
+
+def test_two_processes_cannot_make_the_same_set(run: Run, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pets"
+    process = start(release, out, "--workers", "1")
+    wait_for_shards(out, 1)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        refused = run("make", "folder", release, "--out", out, *OPTIONS)
+        assert (refused.code, "another process is making this set" in refused.err) == (2, True)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+
+
+def test_a_full_disk_is_one_line_and_goes_on_later(release: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """A limit on the size of a file stops the writing as a full disk does: the first larger shard fails."""
+    out = tmp_path / "pets"
+    sizes = sorted(len(data) for name, data in whole.items() if name.endswith(".tar"))
+    limit = sizes[len(sizes) // 2]
+    command = [sys.executable, "-m", "shards", "make", "folder", str(release), "--out", str(out), *OPTIONS]
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(limit, 60_000), resource.RLIM_INFINITY))
+
+    ran = subprocess.run(
+        [*command, "--workers", "1", "--shard-samples", "40"],
+        capture_output=True,
+        text=True,
+        preexec_fn=bound,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert "File too large" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert not out.exists()
+    assert start(release, out, "--force").wait(60) == 0
+    assert files_of(out) == whole
+
+
+def test_a_worker_that_is_killed_is_one_line_and_goes_on_later(
+    release: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "pets"
+    process = start(release, out, "--workers", "2")
+    wait_for_shards(out, 1)
+    while not (workers := workers_of(process.pid)) and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, "a worker process was killed" in err) == (2, True)
+    assert err.count("\n") == 1
+    assert start(release, out).wait(60) == 0
+    assert files_of(out) == whole
