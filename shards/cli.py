@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ EXAMPLES = """examples:
   shards check shard_sets/photos
   shards audit shard_sets/photos
 """
-STOPPED = 130
+STOPPED, CLOSED = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardError as error:
         print(f"shards: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
     except KeyboardInterrupt as stop:
         print(f"shards: stopped; {stop if isinstance(stop, Stopped) else 'nothing was changed'}", file=sys.stderr)
         return STOPPED

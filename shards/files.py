@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from shards.errors import ShardError
@@ -25,6 +25,8 @@ URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 SECRETS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^/\s'\"@]*@)?([^\s'\"?]*)(?:\?[^\s'\"]*)?", re.IGNORECASE)
 WEB = ("http", "https")
 TRIES, FIRST_PAUSE_S = 4, 0.5
+CONNECT_S, SILENCE_S = 30, 60  # how long a web server may take
+GONE = (404, 410)
 WORTH_ANOTHER_TRY = (408, 425, 429)  # of the HTTP errors below 500
 PIECE_BYTES = 2**20  # of what is read in place
 
@@ -102,10 +104,17 @@ def with_retries(read: Callable[[], T]) -> T:
         except ShardError:
             raise
         except Exception as error:  # every protocol has errors of its own
-            if attempt + 1 == TRIES or is_final(error):
-                raise readable(error) from error
+            cause = cause_of(error)
+            if attempt + 1 == TRIES or is_final(cause):
+                raise readable(cause) from error
         time.sleep(FIRST_PAUSE_S * 2**attempt)
     raise AssertionError("the last try returns or raises")
+
+
+def cause_of(error: Exception) -> Exception:
+    """What went wrong: when fsspec looks for a web page it calls every trouble `not found`."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
 
 
 def is_final(error: Exception) -> bool:
@@ -118,11 +127,11 @@ def is_final(error: Exception) -> bool:
 
 def readable(error: Exception) -> OSError:
     """An OSError that says what went wrong in words."""
-    if isinstance(error, FileNotFoundError):
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in GONE:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     if isinstance(error, PermissionError):
         return PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    status = getattr(error, "status", None)
     if isinstance(status, int):
         return OSError(f"HTTP {status} {getattr(error, 'message', '')}".strip())
     return OSError(shown(error) if type(error) is OSError else shown(f"{type(error).__name__}: {error}"))
@@ -134,7 +143,7 @@ def open_system(url: str) -> tuple[AbstractFileSystem, str]:
     from fsspec.registry import known_implementations
 
     try:
-        system, path = url_to_fs(url)
+        system, path = url_to_fs(url, **web_options(url))
     except ImportError as error:
         known = known_implementations.get(url.partition("://")[0].lower(), {})
         package = known.get("class", "fsspec").partition(".")[0]
@@ -143,6 +152,15 @@ def open_system(url: str) -> tuple[AbstractFileSystem, str]:
     except ValueError as error:
         raise ShardError(f"{shown(url)}: {error}") from error
     return system, path
+
+
+def web_options(url: str) -> dict[str, Any]:
+    """For http: give up on a silent server, not on a large file."""
+    if not url.lower().startswith(WEB):
+        return {}
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(None, sock_connect=CONNECT_S, sock_read=SILENCE_S)}}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -82,11 +83,19 @@ def list_folder(folder: str, wanted: Callable[[str], bool]) -> tuple[list[str], 
             name = entry.name
             if name.startswith(HIDDEN[0]):
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 folders += [name] if not name.startswith(HIDDEN) else []
             elif wanted(name):
                 files.append(name)
     return sorted(files), sorted(folders)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Links to folders too; a link to itself is none, and is found out when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def list_folders(root: str | Path) -> list[str]:
@@ -103,7 +112,7 @@ def walk_remote(url: str, wanted: Callable[[str], bool]) -> Iterator[Entry]:
     top, files, folders = list_remote(url)
     yield from remote_entries(system, top, files, wanted)
     for folder in folders:
-        found = with_retries(lambda folder=folder: system.find(folder, detail=True))  # type: ignore[misc]
+        found = ask(url, partial(system.find, folder, detail=True))
         system.invalidate_cache()  # a listing of millions would stay in memory
         yield from remote_entries(system, top, list(found.values()), wanted)
 
@@ -111,15 +120,20 @@ def walk_remote(url: str, wanted: Callable[[str], bool]) -> Iterator[Entry]:
 def list_remote(url: str) -> tuple[str, list[dict[str, Any]], list[str]]:
     """(path of the URL, what is known of the files, the folders) right below it."""
     system, top = open_system(url)
+    infos = ask(url, partial(system.ls, top, detail=True))
+    folders = sorted(info["name"] for info in infos if info["type"] == "directory")
+    shown_ones = [name for name in folders if path_below(top, name) and not path_below(top, name).startswith(HIDDEN)]
+    return top, [info for info in infos if info["type"] == "file"], shown_ones
+
+
+def ask(url: str, listing: Callable[[], Any]) -> Any:
+    """A listing, after a few tries."""
     try:
-        infos = with_retries(lambda: system.ls(top, detail=True))
+        return with_retries(listing)
     except FileNotFoundError as error:
         raise ShardError(f"{shown(url)}: no such folder") from error
     except OSError as error:
         raise ShardError(f"{shown(url)}: cannot be listed ({error})") from error
-    folders = sorted(info["name"] for info in infos if info["type"] == "directory")
-    shown_ones = [name for name in folders if path_below(top, name) and not path_below(top, name).startswith(HIDDEN)]
-    return top, [info for info in infos if info["type"] == "file"], shown_ones
 
 
 def path_below(top: str, name: str) -> str:

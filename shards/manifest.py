@@ -27,8 +27,10 @@ from shards import __version__
 from shards.classes import Classes, read_groups, write_groups
 from shards.errors import ShardError, did_you_mean
 from shards.key import key_hash
+from shards.npy import read_rows
 from shards.record import ROLES, SPLITS
-from shards.ustar import BLOCK, parse_header
+from shards.stated import refuse_malformed
+from shards.ustar import BLOCK, padding, parse_header
 
 __all__ = ["LABELS", "SIDECAR", "Classes", "Manifest", "Sample", "Shard", "ShardError", "read_sample"]
 
@@ -99,6 +101,7 @@ class Manifest:
         """Opens the set in this folder; reads manifest.json only."""
         folder = Path(folder)
         about = read_manifest(folder)
+        refuse_malformed(folder / MANIFEST, about)
         try:
             shards = tuple(Shard(**shard) for shard in about["shards"])
             domains = tuple(about["domains"])
@@ -122,8 +125,8 @@ class Manifest:
         tar, path = self.folder / shard.file, self.folder / shard.sidecar
         try:
             num_bytes = tar.stat().st_size
-            rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            rows = read_rows(path)
+        except (OSError, ValueError) as error:
             raise ShardError(f"{path.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
         if rows.dtype != SIDECAR or rows.shape != (shard.samples,):
             raise ShardError(
@@ -148,8 +151,8 @@ class Manifest:
             return np.empty(0, LABELS)
         path = self.folder / shard.labels
         try:
-            pairs: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            pairs = read_rows(path)
+        except (OSError, ValueError) as error:
             raise ShardError(f"{path.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
         if pairs.dtype != LABELS or pairs.ndim != 1 or (len(pairs) and pairs["row"].max() >= shard.samples):
             raise ShardError(f"{path.name}: not the labels of {shard.file}; the set is damaged, make it again")
@@ -161,7 +164,7 @@ class Manifest:
         text = self._text(CLASSES)
         try:
             return Classes.from_text(text)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ShardError(f"{self.folder / CLASSES}: {error}; make the set again") from error
 
     @cached_property
@@ -199,8 +202,9 @@ def read_sample(file: BinaryIO, row: np.void) -> Sample:
     image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
     json_at, json_end = int(row["json_at"]), int(row["json_at"]) + int(row["json_bytes"])
     start = max(image_at - BLOCK, 0)
-    file.seek(start)
-    span = file.read(max(json_end - start, 0))
+    follows = json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63  # else a damaged sidecar
+    file.seek(start if follows else 0)
+    span = file.read(json_end - start if follows else 0)
     header = parse_header(span[:BLOCK])
     key = header[0].rpartition(".")[0] if header else ""
     meta = parse_json(span[json_at - start :]) if len(span) == json_end - start else None
@@ -218,7 +222,7 @@ def parse_json(raw: bytes) -> dict[str, Any] | None:
     """The object, or None where the bytes hold none."""
     try:
         content = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -238,7 +242,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(path.read_bytes())
         schema = about["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(f"{path}: damaged ({error!r}); copy or make the set again") from error
     if schema != SCHEMA:
         raise ShardError(

@@ -1,7 +1,7 @@
 """Where the members of a tar lie: one pass over its headers, nothing unpacked and nothing kept.
 
 Plain ustar, GNU and PAX tars; compressed ones are refused, since a part of them cannot be read without all before it.
-Python's tarfile needs five times as long and remembers every member.
+Python's tarfile would remember every member.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.arguments import count, pair, seed, share
 from shards.errors import ShardError, did_you_mean
+from shards.files import is_url, place_path, shown
 from shards.sources import load_source, source_names
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def read_order(options: argparse.Namespace, out: Path | str) -> Order:
     from shards.rules import Rules
 
     named = {name: value for name, value in sorted(vars(options).items()) if name not in NOT_COMPARED}
-    paths = {name: str(value.absolute()) for name, value in named.items() if isinstance(value, Path)}
+    paths = {name: where(value) for name, value in named.items() if isinstance(value, Path) or is_url(str(value))}
     dropped = read_drops(options.drop) if options.drop else frozenset[int]()
     return Order(
         out=out,
@@ -150,6 +151,11 @@ RULES = [
 LOOKS = ["max_side", "short_side", "format", "quality", "crop", "margin", "verify"]
 
 
+def where(path: Path | str) -> str:
+    """Absolute, or the URL without what signs it."""
+    return str(path.absolute()) if isinstance(path, Path) else shown(path)
+
+
 def rule_defaults() -> dict[str, Any]:
     """Every option of add_split_options as if it had not been given."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -167,7 +173,7 @@ def options_of(manifest: Manifest) -> argparse.Namespace:
     for name, value in manifest.about["config"].items():
         setattr(options, name, value)
     for name, value in manifest.about["given"].items():
-        setattr(options, name, Path(value))
+        setattr(options, name, place_path(value))
     return options
 
 
@@ -239,6 +245,8 @@ def to_words(action: argparse.Action, value: Any) -> list[str]:
         return option if value else []
     if isinstance(value, dict):
         value = [f"{old}={new}" for old, new in value.items()]
+    elif isinstance(value, list) and not isinstance(action, argparse._AppendAction) and action.nargs is None:
+        value = ",".join(map(str, value))
     words = []
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, (bool, dict, list)) or one is None:

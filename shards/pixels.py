@@ -54,9 +54,12 @@ def pillow_limits(max_pixels: int) -> Iterator[None]:
 
 def open_image(data: bytes, header: Header) -> PILImage.Image:
     """The image with no pixel decoded; no format is tried but the one that the header names."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    return Image.open(io.BytesIO(data), formats=[header.kind])
+    try:
+        return Image.open(io.BytesIO(data), formats=[header.kind])
+    except UnidentifiedImageError as error:  # its message is the address of an object
+        raise Unreadable(f"cannot be decoded (Pillow cannot make sense of the {header.kind}'s header)") from error
 
 
 def check_pixels(data: bytes, header: Header) -> None:
@@ -115,6 +118,8 @@ def draw_by_pillow(data: bytes, header: Header, facts: Facts, area: Area, size: 
     image = open_image(data, header)
     factor = 1
     if header.kind == "JPEG":
+        if header.is_common:  # CMYK; Pillow would not say that data are missing
+            jpeg.check_scans(data, header)
         factor = jpeg.choose_factor(area, size)
         image.draft(None, (max(header.width // factor, 1), max(header.height // factor, 1)))
     image.load()

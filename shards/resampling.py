@@ -76,7 +76,7 @@ def make_kernel(width: float, shift: float) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def make_sharpener(scale: float) -> np.ndarray:
-    """Five weights which turn the response of a mean of 3 pixels, read linearly every scale-th, into the cubic kernel's.
+    """Seven weights which turn the response of a mean of 3 pixels, read linearly every scale-th, into the cubic kernel's.
 
     Least squares over the frequencies of the new image, where low ones count more, as in photos.
     """
@@ -84,9 +84,9 @@ def make_sharpener(scale: float) -> np.ndarray:
     x = np.linspace(-2, 2, 257)
     wanted = np.cos(np.outer(angle, x)) @ cubic(x) / cubic(x).sum()
     there = (1 + 2 * np.cos(angle / scale)) / 3 * np.sinc(angle / (2 * np.pi * scale)) ** 2
-    gains = 2 * np.stack([np.cos(angle) - 1, np.cos(2 * angle) - 1], axis=1)  # of weights that sum to 1
-    near, far = np.linalg.lstsq(gains * (there / angle)[:, None], (wanted - there) / angle, rcond=None)[0]
-    return np.array([far, near, 1 - 2 * near - 2 * far, near, far])
+    gains = 2 * np.cos(np.outer(angle, [1, 2, 3])) - 2  # of weights that sum to 1
+    side = np.linalg.lstsq(gains * (there / angle)[:, None], (wanted - there) / angle, rcond=None)[0]
+    return np.concatenate([side[::-1], [1 - 2 * side.sum()], side])
 
 
 @cache

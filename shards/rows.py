@@ -20,6 +20,7 @@ KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 LOOK_AHEAD = 1000  # lines of JSON that say which columns there are
 BATCH, BATCH_OF_BYTES = 2000, 32  # Parquet rows in memory at a time
 BUFFER_BYTES = 2**20
+MAX_NESTED = 50
 Row = dict[str, Any]
 
 
@@ -108,14 +109,29 @@ def read_lines(name: str, file: BinaryIO) -> Iterator[Row]:
 
 
 def load_json(text: str) -> Any:
-    """The value; ValueError too where it is nested without end or holds half a character, which no file can store."""
+    """The value; ValueError too where it is nested beyond reason or holds half a character, which no file can store."""
     try:
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if text.count("[") + text.count("{") > MAX_NESTED and is_deep(value):
+        raise ValueError("nested too deeply")
     if "\\ud" in text or "\\uD" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
     return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether there are more than MAX_NESTED levels of lists and objects: whatever walks through them would fail."""
+    level = [value]
+    for _ in range(MAX_NESTED + 1):
+        level = [part for one in level if isinstance(one, (list, dict)) for part in parts_of(one)]
+    return bool(level)
+
+
+def parts_of(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    """What a list or an object holds."""
+    return value.values() if isinstance(value, dict) else value
 
 
 def open_parquet(name: str, file: BinaryIO) -> Table:

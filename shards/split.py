@@ -7,7 +7,7 @@ whatever the numbers are (and the next 2 test, from 6 classes on, if test is ask
 in train. With `folds`, one fold of a stratified group k-fold (folds.py) is dev. Within an evaluation class one image is
 the query, two from 6 images on (smallest hashes of their keys), the rest is the index. An image without a label is a
 distractor. Where images have several labels there are no classes to keep apart: each image (or its group) draws for
-itself, and a fifth of the evaluation images are queries.
+itself, and a fifth of the evaluation images, but at least one, are queries.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules) ->
     role[is_open & (split != TRAIN) & ~labelled] = DISTRACTOR
     rows = np.flatnonzero(is_open & (split != TRAIN) & labelled)
     if catalog.is_multi_label:
-        role[rows] = np.where(catalog["key_hash"][rows] / 2**64 < QUERY_SHARE, QUERY, INDEX)
+        hashes = catalog["key_hash"][rows]
+        role[rows] = np.where((hashes / 2**64 < QUERY_SHARE) | (hashes == hashes.min(initial=2**64 - 1)), QUERY, INDEX)
         return
     order = rows[np.lexsort((catalog["key_hash"][rows], catalog["draw"][rows], catalog["label"][rows], split[rows]))]
     unit = catalog["label"][order].astype(np.int64) * len(SPLITS) + split[order]

@@ -1,13 +1,13 @@
 """Which images show the same: files with equal bytes, and pictures that a hash and a closer look take for one.
 
 The result is a list of bundles, not of pairs: a placeholder that occurs 5,000 times is one bundle, not 12 million pairs.
-Blank images have no picture to compare; they are found by themselves.
+Blank and broken images have no picture to compare; they are found by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +26,8 @@ MOST_ALIKE = 64
 NEIGHBOURS = 16
 MOST_CANDIDATES = 5_000_000
 """Pairs that are looked at; a millisecond each. Beyond this, those with the nearest hashes."""
-PIECE = 1000
-"""Pairs of a piece of work; 2,000 pictures are 25 MB."""
+PIECE = 200
+"""Pairs of a piece of work: at most 400 pictures, 5 MB."""
 NONE = np.empty(0, np.int64)
 
 
@@ -69,9 +69,7 @@ class Piece(NamedTuple):
 
 def find_copies(images: Images, *, most_bits: int, workers: int, watch: Watch) -> Copies:
     """Bundles with at least one image of ours: exact ones, then near ones."""
-    exact, one_of_each = find_exact(images)
-    is_wanted = ~(images.is_blank | images.is_broken)[one_of_each]
-    different = one_of_each[is_wanted]
+    exact, different = find_exact(images)
     pairs, bits, num_left_out = find_candidates(images.rows["phash"][different], most_bits)
     pairs = different[pairs]
     is_about_us = images.is_ours[pairs].any(1)
@@ -84,8 +82,9 @@ def find_copies(images: Images, *, most_bits: int, workers: int, watch: Watch) -
 
 def find_exact(images: Images) -> tuple[list[Bundle], np.ndarray]:
     """(bundles of files with equal bytes, the first image of every different file)."""
+    shown = np.flatnonzero(~(images.is_blank | images.is_broken))
     content = images.rows["content"]
-    order = np.lexsort((content[:, 1], content[:, 0]))
+    order = shown[np.lexsort((content[shown, 1], content[shown, 0]))]
     is_first = np.append(True, (content[order][1:] != content[order][:-1]).any(1))[: len(order)]
     starts = np.flatnonzero(is_first)
     groups = np.split(order, starts[1:]) if len(order) else []
@@ -139,8 +138,9 @@ def confirm(images: Images, pairs: np.ndarray, *, workers: int, watch: Watch) ->
     def count(done: int, num_bytes: int) -> None:
         watch(len(order), done, num_bytes)
 
-    for start, found in pool.run(confirm_piece, pieces, workers=workers, watch=count):
-        alike[order[start : start + len(found)]] = found
+    with closing(pool.run(confirm_piece, pieces, workers=workers, watch=count)) as confirmed:
+        for start, found in confirmed:
+            alike[order[start : start + len(found)]] = found
     return alike
 
 

@@ -23,16 +23,16 @@ Reasons = dict[int, str]
 class Drops:
     """The images to leave out, and why."""
 
-    def __init__(self, images: Images, meetings: Meetings, reasons: Mapping[int, str]) -> None:
-        """`reasons`: images that are left out whatever they show."""
+    def __init__(
+        self, images: Images, meetings: Meetings, keys: Mapping[int, str], reasons: Mapping[int, str]
+    ) -> None:
+        """`keys`: of all images that meet another; `reasons`: images that are left out whatever they show."""
         self._images = images
         self._meetings = meetings
+        self._keys = keys
         self.reasons = dict(reasons)
         self._is_out = np.zeros(len(images), bool)
         self._is_out[list(reasons)] = True
-        met = [meetings.members[party] for party in np.unique((meetings.left, meetings.right)).tolist()]
-        self.keys = images.keys(np.concatenate([np.empty(0, np.int64), *met]).tolist())
-        """Of every image that meets another."""
 
     def choose(self) -> None:
         """Goes through all relations."""
@@ -85,7 +85,7 @@ class Drops:
             sides = [self._alive(party) for party in (self._meetings.left[at], self._meetings.right[at])]
             if all(map(len, sides)):
                 everyone = np.unique(np.concatenate(sides))
-                stays = min(everyone.tolist(), key=self.keys.__getitem__)
+                stays = min(everyone.tolist(), key=self._keys.__getitem__)
                 self._take_out(self._because(REPEAT, everyone[everyone != stays], np.array([stays])))
 
     def _alive(self, party: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class Drops:
         return np.asarray(ats[~self._is_out[ats]])
 
     def _because(self, relation: str, ats: np.ndarray, others: np.ndarray) -> Reasons:
-        return {at: f"{relation}: as {self.keys[int(others[0])]}" for at in ats.tolist()}
+        return {at: f"{relation}: as {self._keys[int(others[0])]}" for at in ats.tolist()}
 
     def _take_out(self, reasons: Reasons) -> None:
         self._is_out[list(reasons)] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,12 @@ class Audit:
     question: Question
     images: Images
     copies: Copies
-    meetings: Meetings
+    keys: Mapping[int, str]
+    """Of every image that shows the same as another."""
     findings: tuple[Finding, ...]
     """The gravest first."""
-    drops: Drops
+    drops: Mapping[int, str]
+    """Images to leave out, and why."""
 
     @property
     def is_grave(self) -> bool:
@@ -69,9 +71,10 @@ def examine(question: Question, *, read: Watch, compare: Watch) -> Audit:
     copies = find_copies(images, most_bits=question.threshold_bits, workers=question.workers, watch=compare)
     meetings = arrange(images, copies.bundles)
     found = sorted(find_all(images, meetings, question), key=lambda finding: SEVERITIES.index(finding.severity))
-    drops = Drops(images, meetings, reasons(images, found))
+    keys = images.keys(meetings.images())
+    drops = Drops(images, meetings, keys, reasons(images, found))
     drops.choose()
-    return Audit(question, images, copies, meetings, tuple(found), drops)
+    return Audit(question, images, copies, keys, tuple(found), drops.reasons)
 
 
 def find_all(images: Images, meetings: Meetings, question: Question) -> Iterator[Finding]:

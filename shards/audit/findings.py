@@ -13,7 +13,7 @@ from shards.audit.meetings import Meetings
 from shards.audit.relations import GRAVE, MILD, NOTABLE, RELATIONS
 
 SEVERITIES = (GRAVE, NOTABLE, MILD)
-MOST_LISTED = 100
+MOST_LISTED = 20
 """Pairs of one meeting that are listed; all are counted."""
 Pair = tuple[int, int, int]
 """Two images, and in how many bits their hashes differ."""

@@ -1,12 +1,13 @@
 """All images of one set, or of two, as one table: where each lies, what it is for, and what its file tells (traits.py).
 
-Every image is read once, in several processes; 70 bytes of it are kept. A position in this table is what the rest of
+Every image is read once, in several processes; 66 bytes of it are kept. A position in this table is what the rest of
 the package calls an image; keys and pictures are read again for the few that a finding names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -38,8 +39,6 @@ IMAGE = np.dtype(PLACE.descr + TRAITS.descr)
 TRAIN = SPLITS.index("train")
 PIECE = 512
 """Images of a piece of work."""
-BATCH = 32
-"""Images in memory at a time."""
 BLANK_DEVIATION = 2.0
 """Standard deviation of the grey levels below which a picture shows nothing."""
 Watch = Callable[[int, int, int], None]
@@ -157,9 +156,10 @@ def read_images(sets: Sequence[Manifest], *, workers: int, watch: Watch) -> Imag
     def count(done: int, num_bytes: int) -> None:
         watch(len(rows), done, num_bytes)
 
-    for at, traits in pool.run(read_piece, pieces, workers=workers, watch=count):
-        for name in TRAITS.names or ():
-            rows[name][at : at + len(traits)] = traits[name]
+    with closing(pool.run(read_piece, pieces, workers=workers, watch=count)) as found:
+        for at, traits in found:
+            for name in TRAITS.names or ():
+                rows[name][at : at + len(traits)] = traits[name]
     return Images(tuple(sets), rows, tuple(names.labels), tuple(names.domains))
 
 
@@ -168,14 +168,15 @@ def read_piece(piece: Piece, count: Callable[[int], None]) -> tuple[int, np.ndar
     manifest = load(piece.folder)
     shard = manifest.shards[piece.shard]
     rows = manifest.sidecar(shard)
-    found = []
     with open_shard(manifest, shard) as file:
-        for start in range(piece.start, piece.stop, BATCH):
-            images = [read_sample(file, row).image for row in rows[start : min(start + BATCH, piece.stop)]]
-            found.append(read_traits(images))
-            for image in images:
+
+        def read() -> Iterator[bytes]:
+            for row in rows[piece.start : piece.stop]:
+                image = read_sample(file, row).image
                 count(len(image))
-    return piece.at, np.concatenate(found)
+                yield image
+
+        return piece.at, read_traits(read())
 
 
 @lru_cache(maxsize=2)

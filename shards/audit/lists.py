@@ -21,14 +21,14 @@ SINGLE = ("broken", "blank", "tiny")
 def write_lists(audit: Audit, folder: Path) -> None:
     """findings.csv and drop.csv."""
     write_csv(folder / FINDINGS, COLUMNS, finding_rows(audit))
-    keys = audit.images.keys(list(audit.drops.reasons))
-    rows = sorted((keys[at], reason) for at, reason in audit.drops.reasons.items())
+    keys = audit.images.keys(list(audit.drops))
+    rows = sorted((keys[at], reason) for at, reason in audit.drops.items())
     write_csv(folder / DROPS, ("key", "reason"), rows)
 
 
 def finding_rows(audit: Audit) -> Iterator[Sequence[object]]:
     """One row a pair or image that is listed; one for a finding that is about neither."""
-    images, keys = audit.images, audit.drops.keys
+    images, keys = audit.images, audit.keys
     for finding in audit.findings:
         head = finding.kind, finding.severity, finding.title
         for one, other, bits in finding.pairs:

@@ -38,6 +38,12 @@ class Meetings:
     def __len__(self) -> int:
         return len(self.left)
 
+    def images(self) -> list[int]:
+        """All that meet another."""
+        met = [self.members[party] for party in np.unique((self.left, self.right)).tolist()]
+        everyone: list[int] = np.unique(np.concatenate([np.empty(0, np.int64), *met])).tolist()
+        return everyone
+
     def holds(self, relation: Relation) -> np.ndarray:
         """Which meetings are of this relation, in either order."""
         left, right = self.kinds[self.left], self.kinds[self.right]

@@ -50,7 +50,7 @@ def describe(audit: Audit) -> str:
     against = f", against {images.sets[1].name}" if len(images.sets) > 1 else ""
     graves = sum(finding.severity == SEVERITIES[0] for finding in audit.findings)
     told = f"{len(audit.findings)} findings, {graves} of them grave" if audit.findings else "no finding"
-    num_drops = len(audit.drops.reasons)
+    num_drops = len(audit.drops)
     dropped = f"; {num_drops:,} images in the list to leave out" if num_drops else ""
     return f"{int(images.is_ours.sum()):,} images{against}: {told}{dropped}."
 
@@ -90,8 +90,8 @@ def add_finding(page: Page, audit: Audit, finding: Finding, files: dict[int, byt
 def pair_tiles(audit: Audit, pair: tuple[int, int, int], files: dict[int, bytes]) -> tuple[Tile, Tile, str]:
     """Both images, and what becomes of them."""
     *ats, bits = pair
-    one, other = (tile(audit.images, at, audit.drops.keys[at], files) for at in ats)
-    out = [side for side, at in zip(("left", "right"), ats, strict=True) if at in audit.drops.reasons]
+    one, other = (tile(audit.images, at, audit.keys[at], files) for at in ats)
+    out = [side for side, at in zip(("left", "right"), ats, strict=True) if at in audit.drops]
     fate = {0: "both stay", 1: f"to leave out: the {''.join(out)} one", 2: "to leave out: both"}[len(out)]
     return one, other, f"{bits} bit{'s' * (bits > 1)} apart; {fate}" if bits else fate
 

@@ -1,13 +1,13 @@
 """What one image file tells of itself: its content's hash, its picture's hash, its size, and how it was encoded.
 
-Of each image one TRAITS row of 49 bytes is kept and nothing else, so a million images take 49 MB.
+Of each image one TRAITS row of 45 bytes is kept and nothing else, so a million images take 45 MB.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -24,8 +24,7 @@ TRAITS = np.dtype(
         ("width", "<u4"),  # as stored, before any EXIF rotation
         ("height", "<u4"),
         ("bytes", "<u4"),
-        ("mean", "<f4"),  # of the grey levels, 0 to 255
-        ("deviation", "<f4"),
+        ("deviation", "<f4"),  # standard deviation of the grey levels, 0 to 255
         ("format", "u1"),  # position in FORMATS
         ("flags", "u1"),
         ("quality", "u1"),  # of a JPEG, 1 to 100; 0: not a JPEG, or tables of its own
@@ -40,25 +39,29 @@ SUM_AT_50 = 3688
 """Of the luminance table of the JPEG standard's Annex K, which encoders scale by their quality."""
 
 
-def read_traits(images: Sequence[bytes]) -> np.ndarray:
-    """One TRAITS row an image; broken ones have the format BROKEN."""
-    rows = np.zeros(len(images), TRAITS)
-    small = np.zeros((len(images), phash.SIDE_PX, phash.SIDE_PX), np.float32)
-    for at, data in enumerate(images):
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        rows[at]["content"] = np.frombuffer(digest, "<u8")
-        rows[at]["bytes"] = len(data)
-        try:
-            with pixels.reading():
-                read_header(data, rows[at])
-            grey = pixels.decode(data, least_px=LEAST_PX, is_grey=True)
-        except Unreadable:
-            rows[at]["format"] = BROKEN
-            continue
-        rows[at]["mean"], rows[at]["deviation"] = grey.mean(), grey.std()
-        small[at] = pixels.reduce(grey, phash.SIDE_PX)
-    rows["phash"] = phash.hash_pictures(small)
+def read_traits(images: Iterable[bytes]) -> np.ndarray:
+    """One TRAITS row an image; broken ones have the format BROKEN. One image is in memory at a time."""
+    pairs = [read_one(data) for data in images]
+    rows = np.concatenate([np.empty(0, TRAITS), *(row for row, _ in pairs)])
+    if pairs:
+        rows["phash"] = phash.hash_pictures(np.stack([small for _, small in pairs]))
     return rows
+
+
+def read_one(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(the image's row without its picture's hash, the picture as hash_pictures takes it)."""
+    row = np.zeros(1, TRAITS)
+    row["content"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), "<u8")
+    row["bytes"] = len(data)
+    try:
+        with pixels.reading():
+            read_header(data, row[0])
+        grey = pixels.decode(data, least_px=LEAST_PX, is_grey=True)
+    except Unreadable:
+        row["format"] = BROKEN
+        return row, np.zeros((phash.SIDE_PX, phash.SIDE_PX), np.uint8)
+    row["deviation"] = pixels.deviation(grey)
+    return row, pixels.reduce(grey, phash.SIDE_PX)
 
 
 def read_header(data: bytes, row: np.void) -> None:
@@ -112,4 +115,4 @@ def guess_quality(tables: bytes) -> int:
         return 0
     scale = 100 * sum(tables[1:65]) / SUM_AT_50
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
-    return int(np.clip(round(quality), 1, 100))
+    return min(max(round(quality), 1), 100)

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """The set and what changes."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the set")
+    parser.add_argument("set", type=Path, metavar="DIR", help="the set")
     parser.add_argument("--out", type=place_path, required=True, metavar="DIR", help="the new set, a folder or a URL")
     add_set_options(parser)
     add_image_options(parser)

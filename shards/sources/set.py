@@ -11,15 +11,17 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shards.errors import ShardError
 from shards.key import key_hash
-from shards.manifest import Manifest, Shard
 from shards.place import Span
 from shards.record import Record
 from shards.rows import load_json
 from shards.ustar import BLOCK, parse_header
+
+if TYPE_CHECKING:
+    from shards.manifest import Shard
 
 ROWS = 4096  # of a sidecar, as numbers at a time
 TEXTS, OPTIONAL_TEXTS = ("domain", "source"), ("label", "group")
@@ -32,6 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def records(options: argparse.Namespace) -> Iterator[Record]:
     """One record a sample, shard by shard. Times stay 0: the same samples are the same input wherever they were copied."""
+    from shards.manifest import Manifest
+
     manifest = Manifest.load(options.set)
     for shard in manifest.shards:
         rows = manifest.sidecar(shard)

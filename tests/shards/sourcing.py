@@ -28,13 +28,24 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     server: Server
 
+    def do_HEAD(self) -> None:
+        if not self.fails(self.path.partition("?")[0]):
+            super().do_HEAD()
+
+    def fails(self, path: str) -> bool:
+        """Whether the request has been refused."""
+        self.server.asked[path] += 1
+        if not self.server.failures[path]:
+            return False
+        self.server.failures[path] -= 1
+        self.send_error(self.server.status)
+        return True
+
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        self.server.asked[path] += 1
-        if self.server.failures[path]:
-            self.server.failures[path] -= 1
-            self.send_error(self.server.status)
-        elif self.headers["Range"] and self.server.has_ranges:
+        if self.fails(path):
+            return
+        if self.headers["Range"] and self.server.has_ranges:
             data = Path(self.translate_path(path)).read_bytes()
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")
             part = data[int(first) : int(last) + 1 if last else None]

@@ -343,6 +343,7 @@ def test_a_box_has_one_column_or_four(run: Run, columns: str) -> None:
         ("t.jsonl", b'{"image": "a.jpg"}\n{"image"\n', "t.jsonl: line 2 is not JSON"),
         ("t.jsonl", b"[1, 2]\n", "t.jsonl: line 1 is not an object"),
         ("t.jsonl", b'{"image": "a", "label": "\\ud800"}\n', "t.jsonl: line 1 is not JSON ('utf-8' codec can't encode"),
+        ("t.jsonl", b'{"image": ' + b"[" * 60 + b"]" * 60 + b"}\n", "t.jsonl: line 1 is not JSON (nested too deeply)"),
         ("t.jsonl", b'{"image": ' + b"[" * 100_000 + b"}\n", "t.jsonl: line 1 is not JSON (nested too deeply)"),
         ("t.jsonl", b'{"image": "a"}\n\n{"image": "\xff"}\n', "t.jsonl: not UTF-8 at byte 27"),
         (
