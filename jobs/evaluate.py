@@ -83,6 +83,9 @@ class Config(JobConfig):
             manifest = Manifest.load(self.shards_root / self.data.set)
         except ShardError as error:
             return [*found, ("data.set", str(error))]
+        if manifest.is_multi_label:
+            text = f"set '{self.data.set}' has images with several labels, and no metric here takes them"
+            found.append(("data.set", text))
         if not (manifest.select(self.data.split, "query") and manifest.select(self.data.split, "index")):
             there = ", ".join(sorted({f"{shard.split}/{shard.role}" for shard in manifest.shards}))
             found.append(

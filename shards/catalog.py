@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ PLACES = (
     *(f"{split}{role}" for split in ("dev", "test") for role in ("", "_query", "_index", "_distractor")),
 )
 NOT_SAID = -1
+to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps makes such an encoder for every call
 MAX_DOMAIN = 2**16 - 1  # of the sidecar
 ClassName = tuple[str, str]  # domain, label
 
@@ -135,12 +137,14 @@ class Filling:
             self._skips.append(Skip(row, record.problem))
         for label in record.labels:
             self._pairs.extend((row, self._classes.number((record.domain, label))))
-        line = json.dumps(to_line(record), separators=(",", ":")).encode() + b"\n"
-        self._sum += record_sum(record)
+        said = say(record).encode()
+        line = b"[%b,%b]\n" % (said, to_json((pack(record.place), record.key)).encode())
+        self._sum += int.from_bytes(hashlib.sha256(said).digest(), "big")
         self._changed_at = max(self._changed_at, record.changed_at)
         values = {
             "at": self._file_at,
             "length": len(line),
+            "said": len(said),
             "num_bytes": record.num_bytes,
             "label": self._classes.number((record.domain, record.label)) if record.label is not None else -1,
             "domain": self._domain(record),
@@ -162,7 +166,7 @@ class Filling:
             self._blobs.close()
         if not self._file_at:
             raise ShardError("the input has no images")
-        columns = {name: np.frombuffer(values, TYPES[name]).copy() for name, values in self._columns.items()}
+        columns = {name: np.frombuffer(values, TYPES[name]) for name, values in self._columns.items()}
         columns["is_shared"] = np.zeros(len(columns["at"]), bool)
         catalog = Catalog(
             folder=self.folder,
@@ -233,6 +237,7 @@ def part_shared(catalog: Catalog) -> None:
 COLUMNS = {
     "at": "Q",
     "length": "I",
+    "said": "I",
     "num_bytes": "Q",
     "label": "i",
     "domain": "H",
@@ -272,34 +277,44 @@ def key_columns(key: str, seed: int) -> dict[str, int]:
     return {"key_hash": key_hash(key), "draw": hash_8(key), "rank": int.from_bytes(rank, "big")}
 
 
-def to_line(record: Record) -> list[Any]:
-    """What a line of the file holds."""
-    return [
-        record.domain,
-        record.label,
-        record.source,
-        pack(record.place),
-        record.group,
-        list(record.labels),
-        record.box,
-        dict(record.extra),
-        record.key,
-    ]
+def say(record: Record) -> str:
+    """What the input says of an image, as JSON; where its bytes lie and what its key was is not part of that.
+
+    The sum of the hashes of these texts is the fingerprint. What is drawn counts by its name.
+    """
+    return to_json(
+        (
+            record.domain,
+            record.label,
+            record.source,
+            record.group,
+            record.split,
+            record.num_bytes,
+            record.labels,
+            record.box,
+            dict(record.extra),
+            record.problem,
+        )
+    )
 
 
 def from_line(line: bytes) -> Record:
-    """The record, without what the arrays hold."""
-    domain, label, source, place, group, labels, box, extra, key = json.loads(line)
+    """The record as it was but for `changed_at`."""
+    said, (place, key) = json.loads(line.decode())  # given bytes, json first looks for their encoding
+    domain, label, source, group, split, num_bytes, labels, box, extra, problem = said
     return Record(
         domain=domain,
         label=label,
         source=source,
         place=unpack(place),
         group=group,
+        split=split,
         labels=tuple(labels),
         box=tuple(box) if box else None,
         extra=extra,
         key=key,
+        num_bytes=num_bytes,
+        problem=problem,
     )
 
 
@@ -307,16 +322,7 @@ def read_records(folder: Path, starts: Sequence[int], lengths: Sequence[int]) ->
     """The records on these lines."""
     with (folder / RECORDS).open("rb") as file:
         for start, length in zip(starts, lengths, strict=True):
-            file.seek(start)
-            yield from_line(file.read(length))
-
-
-def record_sum(record: Record) -> int:
-    """A number whose sum over all records stands for the input; what is drawn or spilled counts by its name."""
-    said = [record.domain, record.source, record.label, record.group, record.split, record.num_bytes]
-    rest = [dict(record.extra), list(record.labels), record.box, record.problem]
-    content = json.dumps([*said, *rest], sort_keys=True).encode()
-    return int.from_bytes(hashlib.sha256(content).digest(), "big")
+            yield from_line(os.pread(file.fileno(), length, start))
 
 
 def fill(folder: Path, records: Iterable[Record], *, seed: int = 0) -> Catalog:

@@ -1,197 +1,239 @@
 """`shards check`: rereads a whole set and says, by shard and sample, what is broken.
 
-The tars are read with Python's tarfile, not with our own reader, so that an error in how we write and read offsets
-cannot hide itself.
+Shards are inspected by several processes (inspection.py); what concerns the set as a whole is held together here. The
+problems come in the order of the shards, whatever the number of processes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from shards import pool
 from shards.errors import ShardError
-from shards.imaging import prepare
-from shards.key import encode_domain, key_hash
-from shards.manifest import Manifest, Shard, parse_json
-from shards.record import SPLITS, Unreadable
+from shards.inspection import Piece, inspect_shard
+from shards.manifest import CLASSES, GROUPS, MANIFEST, Manifest, Shard, totals
+from shards.problem import MOST, Part, Problem, Report, printable
+from shards.record import SPLITS
+from shards.schema import hash_of
+from shards.walk import Found, walk_samples
 
-META_TYPES: dict[str, tuple[type, ...]] = {
-    "label": (str, type(None)),
-    "domain": (str,),
-    "group": (str, type(None)),
-    "split": (str,),
-    "role": (str,),
-    "source": (str,),
-    "extra": (dict,),
-}
-MAX_SHOWN = 20
+Watch = Callable[[int, int, int], None]
+"""Called with the samples to do, those done, and the bytes of their images."""
+SKIPPED, SIZES, WIDS = "skipped.csv", "sizes.json", "wids.json"
 
 
-def check_set(folder: Path) -> int:
-    """Prints what is broken; 1 if anything is, else 0."""
-    manifest = Manifest.load(folder)
-    num_problems = 0
-    for problem in find_problems(manifest):
-        num_problems += 1
-        if num_problems <= MAX_SHOWN:
-            print(problem)
-    if num_problems > MAX_SHOWN:
-        print(f"… and {num_problems - MAX_SHOWN} more")
+@dataclass(slots=True)
+class Findings:
+    """All that is wrong with a set."""
+
+    manifest: Manifest
+    reports: list[Report] = field(default_factory=list)
+    """One a shard, in their order."""
+    lists: list[Problem] = field(default_factory=list)
+    """Of the files with names."""
+    rest: list[Problem] = field(default_factory=list)
+    twice: list[tuple[int, int]] = field(default_factory=list)
+    """(first, second) place of samples with the same key, counted through all shards."""
+
+    @property
+    def num_problems(self) -> int:
+        """Of all."""
+        in_shards = sum(report.num_problems for report in self.reports)
+        return len(self.lists) + in_shards + len(self.twice) + len(self.rest)
+
+    def named(self) -> Iterator[Problem]:
+        """The problems, of each shard the first few."""
+        yield from self.lists
+        for report in self.reports:
+            yield from report.problems
+        for first, second in self.twice[:MOST]:
+            shard, row, key = self.locate(second)
+            yield Problem(Part.SAMPLE, shard.file, f"its key occurs before, at {self.show(first)}", row, key)
+        yield from self.rest
+
+    def locate(self, place: int) -> tuple[Shard, int, str | None]:
+        """(shard, position in its tar, key) of a sample."""
+        starts = np.cumsum([0, *(len(report.hashes) for report in self.reports)])
+        which = int(np.searchsorted(starts, place, side="right")) - 1
+        shard, row = self.reports[which].shard, place - int(starts[which])
+        return shard, row, find_key(self.manifest.folder / shard.file, int(self.reports[which].hashes[row]))
+
+    def show(self, place: int) -> str:
+        """`train-000000.tar: sample 3`"""
+        shard, row, _ = self.locate(place)
+        return f"{shard.file}: sample {row}"
+
+
+def describe(findings: Findings) -> list[str]:
+    """The first problems, one a line, and how many there are."""
+    manifest, number = findings.manifest, findings.num_problems
+    lines = [str(problem) for _, problem in zip(range(MOST), findings.named(), strict=False)]
+    if number > len(lines):
+        lines.append(f"… and {number - len(lines)} more")
+    found = "no problem" if not number else "1 problem" if number == 1 else f"{number} problems"
     num_samples = sum(shard.samples for shard in manifest.shards)
-    found = f"{num_problems} problems" if num_problems else "no problem"
-    print(f"{folder}: {found} in {num_samples} samples of {len(manifest.shards)} shards")
-    return 1 if num_problems else 0
+    lines.append(f"{manifest.folder}: {found} in {num_samples} samples of {len(manifest.shards)} shards")
+    if lost := num_lost(manifest):
+        lines.append(f"  {lost} samples were lost before, to damage that was repaired without the source")
+    return lines
 
 
-def find_problems(manifest: Manifest) -> Iterator[str]:
-    """Every problem of the set, in shard order."""
+def num_lost(manifest: Manifest) -> int:
+    """Samples that an earlier repair had to leave out."""
+    lost = manifest.about.get("salvaged", {}).get("lost", 0)
+    return lost if isinstance(lost, int) else 0
+
+
+def inspect_set(
+    manifest: Manifest, *, workers: int = 1, is_quick: bool = False, watch: Watch = lambda *_: None
+) -> Findings:
+    """Everything that is wrong; without reading the tars if `is_quick`."""
+    findings = Findings(manifest, lists=list(check_names(manifest)))
+    findings.reports = inspect_shards(manifest, manifest.shards, workers=workers, is_quick=is_quick, watch=watch)
+    findings.twice = find_twice(findings.reports)
+    is_whole = all(report.labels is not None for report in findings.reports)
+    if is_whole and not findings.lists:
+        findings.rest += check_counts(manifest, findings.reports)
+    findings.rest += check_lists(manifest)
+    findings.rest += check_foreign(manifest)
+    return findings
+
+
+def inspect_shards(
+    manifest: Manifest, shards: Sequence[Shard], *, workers: int, is_quick: bool, watch: Watch
+) -> list[Report]:
+    """A report on each of these shards, in their order; the largest are inspected first."""
+    run = time.monotonic_ns()
+    pieces = [Piece(manifest.folder, shard, is_quick, run) for shard in shards]
+    total = sum(shard.samples for shard in shards)
+    count = lambda images, num_bytes: watch(max(total, images), images, num_bytes)  # noqa: E731
+    reports: dict[str, Report] = {}
+    by_size = sorted(pieces, key=lambda piece: -piece.shard.bytes)
+    with closing(pool.run(inspect_shard, by_size, workers=1 if is_quick else workers, watch=count)) as ready:
+        for report in ready:
+            reports[report.shard.file] = report
+    return [reports[shard.file] for shard in shards]
+
+
+def check_names(manifest: Manifest) -> Iterator[Problem]:
+    """classes.tsv and groups.tsv: whether they are those that the set was made with, and ids are ranks."""
     try:
-        known = {"label": len(manifest.classes), "domain": len(manifest.domains), "group": len(manifest.groups)}
+        names = list(zip(manifest.classes.domains, manifest.classes.labels, strict=True))
+        if names != sorted(set(names)):
+            yield Problem(Part.NAMES, CLASSES, "its classes are not in order")
+        if (manifest.classes.table < 0).any():
+            yield Problem(Part.NAMES, CLASSES, "its counts are negative")
     except ShardError as error:
-        yield str(error)
-        return
-    counts = np.zeros((len(SPLITS), len(manifest.classes)), np.int64)
-    seen: dict[int, str] = {}
-    is_complete = True
-    for shard in manifest.shards:
-        try:
-            rows = manifest.sidecar(shard)
-        except ShardError as error:
-            yield str(error)
-            is_complete = False
-            continue
-        yield from check_sum(manifest, shard)
-        unknown = [f"{name} {rows[name].max()}" for name, number in known.items() if rows[name].max() >= number]
-        if unknown:
-            yield f"{shard.sidecar}: {', '.join(unknown)}, and the set knows no such number"
-            is_complete = False
-            continue
-        labels = rows["label"][rows["label"] >= 0]
-        counts[SPLITS.index(shard.split)] += np.bincount(labels, minlength=len(manifest.classes))
-        for at, problem in check_samples(manifest, shard, rows, seen):
-            yield f"{shard.file}: sample {at}{problem}"
-    if is_complete:
-        yield from check_counts(manifest, counts)
-    yield from check_lists(manifest)
+        yield Problem(Part.NAMES, CLASSES, without_path(error))
+    try:
+        groups = list(manifest.groups)
+        if groups[:1] != [("", "")] or groups != sorted(set(groups)):
+            yield Problem(Part.NAMES, GROUPS, "its groups are not in order, after an empty one")
+    except ShardError as error:
+        yield Problem(Part.NAMES, GROUPS, without_path(error))
 
 
-def check_counts(manifest: Manifest, counts: np.ndarray) -> Iterator[str]:
+def without_path(error: ShardError) -> str:
+    """The message without the file that it begins with."""
+    return str(error).partition(": ")[2] or str(error)
+
+
+def find_twice(reports: Sequence[Report]) -> list[tuple[int, int]]:
+    """Places of samples whose key another sample has, each with the first that has it."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(report.hashes for report in reports)])
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(hashes)]
+    if is_first.all():
+        return []
+    firsts = order[np.maximum.accumulate(np.where(is_first, np.arange(len(hashes)), 0))]
+    pairs: NDArray[np.int64] = np.stack((firsts, order), 1)[~is_first]
+    return [(int(first), int(second)) for first, second in pairs[np.argsort(pairs[:, 1])]]
+
+
+def find_key(path: Path, sought: int) -> str | None:
+    """The key with this hash in a tar."""
+    try:
+        with path.open("rb") as file:
+            found = walk_samples(file, path.stat().st_size)
+            return next((one.key for one in found if isinstance(one, Found) and hash_of(one.key) == sought), None)
+    except OSError:
+        return None  # inspect_shard has named it
+
+
+def check_counts(manifest: Manifest, reports: Sequence[Report]) -> Iterator[Problem]:
     """Images by split and class as the sidecars have them, against classes.tsv."""
-    for split, row in zip(SPLITS, counts, strict=True):
-        stated = manifest.classes.counts(split)
-        for label in np.flatnonzero(row != stated):
-            name = manifest.classes.class_names()[label]
-            yield f"classes.tsv: {name} has {stated[label]} images in {split}, the shards have {row[label]}"
+    classes = manifest.classes
+    counts = count_labels(len(classes), reports)
+    for at, split in enumerate(SPLITS):
+        stated = classes.counts(split)
+        for label in np.flatnonzero(counts[at] != stated):
+            name = f"{classes.domains[label]}/{classes.labels[label]}"
+            text = f"{name} has {stated[label]} images in {split}, the shards have {counts[at, label]}"
+            yield Problem(Part.LISTS, CLASSES, text)
 
 
-def check_sum(manifest: Manifest, shard: Shard) -> Iterator[str]:
-    """The tar's bytes against the manifest."""
-    with (manifest.folder / shard.file).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != shard.sha256:
-        found = digest.hexdigest()[:12]
-        yield f"{shard.file}: the bytes changed after it was written (sha256 {found}, not {shard.sha256[:12]})"
+def count_labels(num_classes: int, reports: Sequence[Report]) -> NDArray[np.int64]:
+    """(split, class): images."""
+    counts = np.zeros((len(SPLITS), num_classes), np.int64)
+    for report in reports:
+        if report.labels is not None:
+            counts[SPLITS.index(report.shard.split)] += np.bincount(report.labels, minlength=num_classes)
+    return counts
 
 
-def check_samples(
-    manifest: Manifest, shard: Shard, rows: np.ndarray, seen: dict[int, str]
-) -> Iterator[tuple[int, str]]:
-    """(place, problem) for every sample that is not what the sidecar and the manifest say."""
-    at = 0
-    try:
-        with tarfile.open(manifest.folder / shard.file, "r:") as tar:
-            members = iter(tar)
-            for at, row in enumerate(rows):
-                image, meta = next(members, None), next(members, None)
-                if image is None or meta is None:
-                    yield at, f": the tar ends here, the sidecar has {len(rows)}"
-                    return
-                key = image.name.rpartition(".")[0]
-                for problem in (
-                    *check_offsets(image, meta, key, row),
-                    *check_meta(tar.extractfile(meta).read(), shard, manifest, key, row),  # type: ignore[union-attr]
-                    *check_image(tar.extractfile(image).read(), image.name),  # type: ignore[union-attr]
-                    *check_unique(key, f"{shard.file}: sample {at}", seen),
-                ):
-                    yield at, f", {key!r}: {problem}"
-            if next(members, None):
-                yield len(rows), ": the tar goes on, the sidecar does not"
-    except (tarfile.TarError, OSError) as error:
-        yield at, f": the tar cannot be read here ({error})"
+def check_lists(manifest: Manifest) -> Iterator[Problem]:
+    """What follows from the list of shards: totals, and the files for other readers."""
+    if manifest.about.get("totals") != totals(manifest.shards):
+        yield Problem(Part.LISTS, MANIFEST, "its totals are not those of its shards")
+    files = [shard.file for shard in manifest.shards]
+    if files != sorted(files):
+        yield Problem(Part.LISTS, MANIFEST, "its shards are not in order")
+    sizes = {shard.file: shard.samples for shard in manifest.shards}
+    trained = [(shard.file, shard.samples) for shard in manifest.shards if shard.role == "train"]
+    for name, true, read in ((SIZES, sizes, dict), (WIDS, trained, read_wids)):
+        try:
+            stated = read(read_json(manifest.folder / name))
+        except OSError as error:
+            yield Problem(Part.LISTS, name, f"cannot be read ({error.strerror or error})")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            yield Problem(Part.LISTS, name, f"cannot be read ({error!r})")
+        else:
+            if stated != true:
+                yield Problem(Part.LISTS, name, "its counts are not the manifest's")
 
 
-def check_offsets(image: tarfile.TarInfo, meta: tarfile.TarInfo, key: str, row: np.void) -> Iterator[str]:
-    """Where the two members lie, against the sidecar."""
-    if meta.name != f"{key}.json":
-        yield f"followed by {meta.name!r}, not by its json"
-    there = (image.offset_data, image.size, meta.offset_data, meta.size, key_hash(key))
-    stated = tuple(int(row[name]) for name in ("image_at", "image_bytes", "json_at", "json_bytes", "key_hash"))
-    if there != stated:
-        yield f"the sidecar says (offset, size, offset, size, key hash) {stated}, the tar {there}"
+def read_json(path: Path) -> Any:
+    """The content; OSError or ValueError."""
+    if path.exists() and not path.is_file():
+        raise OSError("no file")
+    return json.loads(path.read_bytes())
 
 
-def check_meta(raw: bytes, shard: Shard, manifest: Manifest, key: str, row: np.void) -> Iterator[str]:
-    """The json against its schema, the shard and the sidecar's ids."""
-    meta = parse_json(raw)
-    if meta is None:
-        yield "its json cannot be parsed"
-        return
-    names = META_TYPES.keys() | meta.keys()
-    wrong = sorted(name for name in names if not isinstance(meta.get(name, ...), META_TYPES.get(name, ())))
-    if wrong:
-        yield f"its json lacks, adds or mistypes {', '.join(wrong)}"
-        return
-    if (meta["split"], meta["role"]) != (shard.split, shard.role):
-        yield f"its json says {meta['split']} {meta['role']}"
-    domain, label, group = meta["domain"], meta["label"], meta["group"]
-    if key.partition("/")[0] != encode_domain(domain) or manifest.domains[row["domain"]] != domain:
-        yield f"its json says domain {domain!r}, the sidecar {manifest.domains[row['domain']]!r}"
-    if (-1 if label is None else manifest.classes.ids.get((domain, label))) != row["label"]:
-        yield f"its json says label {label!r}, the sidecar class {row['label']}"
-    stated = manifest.groups[row["group"]]
-    if stated != ((domain, group) if group else ("", "")):
-        yield f"its json says group {group!r}, the sidecar {stated[1]!r}"
+def read_wids(content: Any) -> list[tuple[str, int]]:
+    """(file, samples) by wids.json."""
+    return [(entry["url"], entry["nsamples"]) for entry in content["shardlist"]]
 
 
-def check_image(data: bytes, name: str) -> Iterator[str]:
-    """Whether it decodes, and is what its extension says."""
-    try:
-        _, extension = prepare(data)
-    except Unreadable as error:
-        yield f"the image is broken: {error}"
-        return
-    if not name.endswith(f".{extension}"):
-        yield f"{name} is a {extension}"
+def check_foreign(manifest: Manifest) -> Iterator[Problem]:
+    """What lies in the folder besides."""
+    for path in find_foreign(manifest):
+        what = "not in the manifest" if path.name.endswith(".tar") else "not of this set"
+        yield Problem(Part.FOREIGN, printable(path.name), what)
 
 
-def check_unique(key: str, place: str, seen: dict[int, str]) -> Iterator[str]:
-    """Whether the key is new in the set."""
-    first = seen.setdefault(key_hash(key), place)
-    if first != place:
-        yield f"its key occurs before, at {first}"
-
-
-def check_lists(manifest: Manifest) -> Iterator[str]:
-    """The files for other readers, and what lies in the folder besides."""
-    listed = {shard.file: shard.samples for shard in manifest.shards}
-    trained = {shard.file: shard.samples for shard in manifest.shards if shard.role == "train"}
-    try:
-        sizes = json.loads((manifest.folder / "sizes.json").read_bytes())
-        wids = json.loads((manifest.folder / "wids.json").read_bytes())["shardlist"]
-        wids = {entry["url"]: entry["nsamples"] for entry in wids}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"sizes.json or wids.json cannot be read ({error!r})"
-        return
-    for name, stated, true in (("sizes.json", sizes, listed), ("wids.json", wids, trained)):
-        if stated != true:
-            yield f"{name}: its counts are not the manifest's"
-    for path in sorted(manifest.folder.glob("*.tar")):
-        if path.name not in listed:
-            yield f"{path.name}: not in the manifest"
+def find_foreign(manifest: Manifest) -> list[Path]:
+    """Files and folders that no set has, and those of shards that this one has not."""
+    own = {MANIFEST, CLASSES, GROUPS, SIZES, WIDS, SKIPPED}
+    for shard in manifest.shards:
+        own |= {shard.file, shard.sidecar, *([shard.labels] if manifest.is_multi_label else [])}
+    return sorted(path for path in manifest.folder.iterdir() if path.name not in own)

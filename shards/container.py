@@ -44,7 +44,7 @@ class Header(NamedTuple):
     is_common: bool = False
     """JPEG: 8 bits and Huffman coded, as nearly all are."""
     has_metadata: bool = False
-    """JPEG: whether EXIF, XMP or a colour profile may ask for more than decoding."""
+    """JPEG and PNG: whether EXIF, XMP or (JPEG) a colour profile may ask for more than decoding."""
     data_at: int = 0
     """JPEG: where the first scan begins."""
 
@@ -136,6 +136,7 @@ def read_jpeg(data: bytes) -> Header:
 def read_png(data: bytes) -> Header:
     """All chunks to the end, with their checksums (which Pillow leaves out where it matters, in the pixel data)."""
     width, height = struct.unpack_from(">II", data, 16)
+    has_metadata = False
     view = memoryview(data)
     at = len(PNG_START)
     while True:
@@ -146,7 +147,9 @@ def read_png(data: bytes) -> Header:
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise Unreadable(f"damaged: a chunk of the PNG at byte {at} does not match its checksum")
         if name == b"IEND":
-            return Header("PNG", width, height)
+            return Header("PNG", width, height, has_metadata=has_metadata)
+        is_text = name in (b"tEXt", b"zTXt", b"iTXt")
+        has_metadata |= name == b"eXIf" or (is_text and data.startswith((b"Raw profile", b"XML:com.adobe"), at + 8))
         at = end + 4
 
 

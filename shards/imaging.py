@@ -48,7 +48,7 @@ class Look:
     margin: float = 0.0
     """Widens the box on each side by this share of its width or height, as far as the image goes."""
     verify: str = "pixels"
-    """pixels: everything is decoded once. structure: only start, header and end are looked at, at 1/100 of the cost;
+    """pixels: everything is decoded once. structure: only start, header and end are looked at, for a hundredth of the time;
     then damage within the file stays unseen, but for PNG, which has checksums."""
     max_pixels: int = MAX_PIXELS
     """Images with more, by their header, are refused."""

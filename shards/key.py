@@ -52,9 +52,13 @@ def key_of(record: Record, *, is_shared: bool) -> str:
 
 
 def stem_of(source: str) -> str:
-    """The path without its extension."""
-    path = PurePosixPath(source)
-    return str(path.with_suffix("")) if path.suffix else source
+    """The path without its extension, which is what pathlib takes for it: `.hidden` and `a.` have none."""
+    ended = f"{source}/"
+    if "//" in ended or "./" in ended:  # pathlib leaves out empty parts and dots
+        path = PurePosixPath(source)
+        return str(path.with_suffix("")) if path.suffix else source
+    start, dot = source.rfind("/") + 1, source.rfind(".")
+    return source[:dot] if start < dot < len(source) - 1 else source
 
 
 @cache

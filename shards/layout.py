@@ -22,7 +22,7 @@ from shards.tar import member_bytes
 from shards.ustar import BLOCK, END
 
 TRIED = 16  # of each split and role
-PLACE_BYTES = 100  # that split, role and their quotes add to a record's json, at most
+NAMES_BYTES = 100  # by which the json of a sample is larger than what was said of its record, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def name_tasks(split: str, role: str, cuts: Iterator[NDArray[np.int64]], *, firs
 def cut(catalog: Catalog, rows: NDArray[np.int64], sizes: Sizes, look: Look) -> Iterator[NDArray[np.int64]]:
     """The rows of each shard."""
     most = sizes.shard_samples or len(rows)
-    if keeps_bytes(look) and (catalog["num_bytes"][rows] > 0).all():
+    if look.changes_nothing and (catalog["num_bytes"][rows] > 0).all():
         ends = np.cumsum(sample_bytes(catalog, rows))
         start = 0
         while start < len(rows):
@@ -78,15 +78,10 @@ def cut(catalog: Catalog, rows: NDArray[np.int64], sizes: Sizes, look: Look) -> 
         yield rows[start : start + min(most, fit)]
 
 
-def keeps_bytes(look: Look) -> bool:
-    """Whether images go into the tars as they are."""
-    return look == Look(quality=look.quality, verify=look.verify, max_pixels=look.max_pixels)
-
-
 def sample_bytes(catalog: Catalog, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """What each sample takes in a tar, at most."""
     image = catalog["num_bytes"][rows].astype(np.int64)
-    meta = catalog["length"][rows].astype(np.int64) + PLACE_BYTES
+    meta = catalog["said"][rows].astype(np.int64) + NAMES_BYTES
     return 2 * BLOCK + image + -image % BLOCK + meta + -meta % BLOCK
 
 

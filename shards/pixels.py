@@ -74,7 +74,8 @@ def read_facts(data: bytes, header: Header) -> Facts:
     if is_simple(header) and not header.has_metadata:
         return Facts()
     image = open_image(data, header)
-    orientation = read_orientation(image)
+    # Pillow decodes a whole PNG to see whether EXIF follows the pixels; its header has told already
+    orientation = 1 if header.kind == "PNG" and not header.has_metadata else read_orientation(image)
     profile = image.info.get("icc_profile") or b""
     if is_srgb(profile):
         profile = b""
@@ -122,6 +123,7 @@ def draw_by_pillow(data: bytes, header: Header, facts: Facts, area: Area, size: 
             jpeg.check_scans(data, header)
         factor = jpeg.choose_factor(area, size)
         image.draft(None, (max(header.width // factor, 1), max(header.height // factor, 1)))
+        factor = 1 if image.width == header.width else factor  # not every kind of JPEG can be scaled
     image.load()
     if header.kind == "TIFF":  # the only format that Pillow turns by itself
         image = turn(image, UNDONE_BY.get(facts.orientation, facts.orientation))

@@ -8,7 +8,7 @@ Inline(b"…")                         the bytes themselves, from a table's cell
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from shards.files import read_bytes
@@ -75,7 +75,7 @@ def pack(place: Place) -> list[Any]:
     assert not isinstance(place, Inline), "bytes are spilled to a file first"
     if isinstance(place, Made):
         return ["made", place.source, *place.arguments]
-    return [type(place).__name__.lower(), *astuple(place)]
+    return ["file", place.path] if isinstance(place, File) else ["span", place.path, place.at, place.num_bytes]
 
 
 def unpack(packed: list[Any]) -> Place:

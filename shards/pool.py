@@ -1,28 +1,28 @@
 """Several processes at work, one piece of plain data after the other, in no particular order.
 
-The caller counts what they do while they do it. Workers never outlive the caller: they leave when it is gone, however
-it went, and stop within an image when it is interrupted.
+Caller and workers share no lock, so either side may be killed at any moment without the other waiting for it: each
+worker has a pipe and two numbers of its own, and a pipe that ends says that the other side is gone.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import SpawnContext
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from shards.errors import ShardError
 
 W = TypeVar("W")
 R = TypeVar("R")
-POLL_S = 0.1
-PR_SET_PDEATHSIG = 1
+POLL_S, GRACE_S = 0.1, 10.0
 Count = Callable[[int], None]
 """Called by the work after every image with its bytes."""
 Watch = Callable[[int, int], None]
@@ -30,7 +30,7 @@ Watch = Callable[[int, int], None]
 
 
 class Cancelled(Exception):
-    """The caller is gone or wants no more."""
+    """The caller wants no more, or is gone."""
 
 
 def usable_cpus() -> int:
@@ -41,7 +41,7 @@ def usable_cpus() -> int:
 def run(do: Callable[[W, Count], R], pieces: Sequence[W], *, workers: int, watch: Watch) -> Generator[R, None, None]:
     """Yields what `do(piece, count)` gives, as it becomes ready; with one worker in this process and in order.
 
-    An exception of a piece comes up here; the other workers then stop. Close the iterator to stop them early.
+    An exception of a piece comes up here; the other workers then stop within an image. Close the generator to stop them.
     """
     if workers <= 1 or len(pieces) <= 1:
         images = written = 0
@@ -54,64 +54,112 @@ def run(do: Callable[[W, Count], R], pieces: Sequence[W], *, workers: int, watch
         for piece in pieces:
             yield do(piece, count)
         return
-    yield from run_in_processes(do, pieces, workers=min(workers, len(pieces)), watch=watch)
+    with crew_of(do, min(workers, len(pieces))) as crew:
+        yield from share_out(crew, iter(pieces), watch)
 
 
-def run_in_processes(do: Callable[[W, Count], R], pieces: Sequence[W], *, workers: int, watch: Watch) -> Iterator[R]:
-    """See `run`."""
-    context: SpawnContext = multiprocessing.get_context("spawn")  # a fork would copy threads' locks in whatever state
-    counts = context.Array("q", 2)
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(counts, stop, os.getpid()))
-    waiting: set[Future[R]] = set()
-    rest = iter(pieces)
+@dataclass(frozen=True)
+class Crew:
+    """The workers' ends of things."""
+
+    processes: list[SpawnProcess]
+    pipes: list[Connection]
+    counts: Any
+    """Shared, without a lock: images and bytes of each worker, then whether to stop."""
+
+
+@contextmanager
+def crew_of(do: Callable[[W, Count], R], size: int) -> Iterator[Crew]:
+    """Processes that wait for pieces; gone at the end of the block."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks in whatever state
+    crew = Crew([], [], context.RawArray("q", 2 * size + 1))
+    try:
+        resource_tracker.ensure_running()  # its own start would unblock what we block next
+        # Ctrl-C reaches every process of a terminal and only the caller acts on it: workers are born with it blocked
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for number in range(size):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=work, args=(do, theirs, crew.counts, number, os.getpid()), daemon=True)
+                process.start()
+                theirs.close()
+                crew.processes.append(process)
+                crew.pipes.append(ours)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield crew
+    finally:
+        crew.counts[-1] = 1
+        for pipe in crew.pipes:
+            pipe.close()
+        for process in crew.processes:
+            process.join(GRACE_S)
+            process.kill()
+            process.join()
+
+
+def share_out(crew: Crew, pieces: Iterator[W], watch: Watch) -> Iterator[Any]:
+    """Gives each worker a piece at a time."""
+    busy = [pipe for pipe in crew.pipes if give_next(pipe, pieces)]
+    while busy:
+        ready = wait(busy, POLL_S)
+        watch(sum(crew.counts[0:-1:2]), sum(crew.counts[1:-1:2]))
+        for pipe in busy[:]:
+            if pipe in ready:
+                result = take(pipe)
+                if not give_next(pipe, pieces):
+                    busy.remove(pipe)
+                yield result
+
+
+def give_next(pipe: Connection, pieces: Iterator[W]) -> bool:
+    """Whether there was one."""
+    for piece in pieces:
+        with gone_means_killed():
+            pipe.send(piece)
+        return True
+    return False
+
+
+def take(pipe: Connection) -> Any:
+    """The result of a piece; its exception comes up."""
+    with gone_means_killed():
+        is_right, result = pipe.recv()
+    if not is_right:
+        raise result
+    return result
+
+
+@contextmanager
+def gone_means_killed() -> Iterator[None]:
+    """A pipe that ends in the middle of the work."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ShardError(
+            "a worker process was killed, perhaps for want of memory; repeat the command, with fewer --workers"
+        ) from error
+
+
+def work(do: Callable[[W, Count], R], pipe: Connection, counts: Any, number: int, caller: int) -> None:
+    """What a worker does until there is nothing more to do."""
+
+    def count(num_bytes: int) -> None:
+        if counts[-1] or os.getppid() != caller:
+            raise Cancelled
+        counts[2 * number] += 1
+        counts[2 * number + 1] += num_bytes
+
     try:
         while True:
-            while len(waiting) <= workers and (piece := next(rest, None)) is not None:
-                waiting.add(pool.submit(call, do, piece))
-            if not waiting:
+            piece = pipe.recv()
+            try:
+                answer = (True, do(piece, count))
+            except Cancelled:
                 return
-            ready, waiting = wait(waiting, POLL_S, FIRST_COMPLETED)
-            watch(counts[0], counts[1])
-            for future in ready:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise ShardError(
-            "a worker process was killed, perhaps for want of memory; repeat the command to go on, with fewer --workers"
-        ) from error
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Worker:
-    """What a worker process knows of its caller."""
-
-    counts: Any = None
-    stop: Any = None
-    caller = 0
-
-
-def start_worker(counts: Any, stop: Any, caller: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: only the caller acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            PR_SET_PDEATHSIG, signal.SIGKILL
-        )  # an idle worker would wait for a killed caller forever
-    Worker.counts, Worker.stop, Worker.caller = counts, stop, caller
-
-
-def call(do: Callable[[W, Count], R], piece: W) -> R:
-    """One piece, in a worker."""
-    return do(piece, count_one)
-
-
-def count_one(num_bytes: int) -> None:
-    """Adds to the shared counts; leaves where nobody is interested any more."""
-    if Worker.stop.is_set() or os.getppid() != Worker.caller:
-        raise Cancelled
-    with Worker.counts.get_lock():
-        Worker.counts[0] += 1
-        Worker.counts[1] += num_bytes
+            except Exception as error:
+                error.add_note("".join(traceback.format_exception(error)))  # the caller sees no frames of ours
+                answer = (False, error)  # type: ignore[assignment]
+            pipe.send(answer)
+    except (EOFError, ConnectionError):
+        return  # nobody is there any more

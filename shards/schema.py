@@ -101,7 +101,6 @@ def labels_of(meta: Meta) -> list[str]:
     return [] if meta["label"] is None else [meta["label"]]
 
 
-def hash_of(key: str) -> int | None:
+def hash_of(key: str | None) -> int | None:
     """What the sidecar has of a key; None of one that no sample can have."""
-    return key_hash(key) if key.isascii() else None
-
+    return key_hash(key) if key is not None and key.isascii() else None

@@ -13,7 +13,7 @@ from shards.record import ROLES, SPLITS
 TAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
 SUM = re.compile(r"[0-9a-f]{64}")
 TABLES = ("classes.tsv", "groups.tsv")
-OBJECTS = ("config", "given", "totals")
+OBJECTS = ("config", "given", "totals", "salvaged")
 """Names whose values are objects where they are there."""
 
 
@@ -36,18 +36,26 @@ def find_malformed(about: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is not an object"
     if not isinstance(about.get("multi_label", False), bool):
         yield "multi_label is neither true nor false"
+    yield from find_malformed_shards("shards", shards)
+    salvaged = about.get("salvaged")
+    if isinstance(salvaged, dict):
+        yield from find_malformed_shards("salvaged.shards", salvaged.get("shards"))
+
+
+def find_malformed_shards(name: str, shards: Any) -> Iterator[str]:
+    """What is wrong with a list of shards."""
     if shards is None:
         return
     if not isinstance(shards, list):
-        yield "shards is not a list"
+        yield f"{name} is not a list"
         return
     files = set()
     for at, shard in enumerate(shards):
         wrong = find_wrong(shard)
         if wrong:
-            yield f"shards[{at}].{wrong}"
+            yield f"{name}[{at}].{wrong}"
         elif shard["file"].lower() in files:
-            yield f"shards[{at}].file {shard['file']!r} is listed twice"
+            yield f"{name}[{at}].file {shard['file']!r} is listed twice"
         else:
             files.add(shard["file"].lower())
 

@@ -44,11 +44,16 @@ class TarWriter:
 
     def add(self, sample: Ready) -> None:
         """Appends one sample: the image, then its json."""
-        image_at = self._member(sample.key, sample.extension, sample.image)
-        json_at = self._member(sample.key, "json", sample.meta)
+        image, meta = sample.image, sample.meta
+        folder, _, stem = sample.key.rpartition("/")
+        image_at = self.num_bytes + BLOCK
+        json_at = image_at + len(image) + padding(len(image)) + BLOCK
         self.labels += [(len(self.rows), label) for label in sample.labels]
-        offsets = (image_at, len(sample.image), json_at, len(sample.meta), key_hash(sample.key))
-        self.rows.append((*offsets, *sample.numbers))
+        self.rows.append((image_at, len(image), json_at, len(meta), key_hash(sample.key), *sample.numbers))
+        self._write(pack_header(folder, f"{stem}.{sample.extension}", len(image)))
+        self._write(image)  # never copied: it is most of the bytes
+        header = pack_header(folder, f"{stem}.json", len(meta))
+        self._write(b"".join((bytes(padding(len(image))), header, meta, bytes(padding(len(meta))))))
 
     def copy(self, tar: BinaryIO, row: np.void, labels: Iterable[int] = ()) -> None:
         """Appends the sample that this sidecar row points to in another tar, byte for byte.
@@ -68,13 +73,6 @@ class TarWriter:
         """Closes the archive and gives its sha256."""
         self._write(END)
         return self._sum.hexdigest()
-
-    def _member(self, key: str, extension: str, data: bytes) -> int:
-        folder, _, stem = key.rpartition("/")
-        header = pack_header(folder, f"{stem}.{extension}", len(data))
-        at = self.num_bytes + len(header)
-        self._write(b"".join((header, data, bytes(padding(len(data))))))
-        return at
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

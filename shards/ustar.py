@@ -11,6 +11,10 @@ MAX_NAME = 100
 MAX_PREFIX = 155
 MAX_FILE_BYTES = 8**11 - 1
 END = bytes(2 * BLOCK)
+BEFORE_SIZE = b"%07o\0%07o\0%07o\0" % (0o644, 0, 0)  # mode, uid, gid
+MTIME = b"%011o\0" % 0
+KIND = b"0".ljust(101, b"\0") + b"ustar\x0000".ljust(88, b"\0")  # a regular file, no link; no user, group or device
+SAME_SUM = sum(BEFORE_SIZE + MTIME + b" " * 8 + KIND)  # the checksum counts its own field as blanks
 
 
 def padding(num_bytes: int) -> int:
@@ -25,18 +29,9 @@ def pack_header(folder: str, name: str, num_bytes: int) -> bytes:
         path, prefix = name.encode(), folder.encode()
     assert len(path) <= MAX_NAME and len(prefix) <= MAX_PREFIX, f"{folder}/{name} does not fit into ustar"
     assert num_bytes <= MAX_FILE_BYTES, f"{folder}/{name} has {num_bytes} bytes; ustar holds 8 GiB"
-    block = b"".join(
-        (
-            path.ljust(100, b"\0"),
-            *(b"%07o\0" % value for value in (0o644, 0, 0)),  # mode, uid, gid
-            *(b"%011o\0" % value for value in (num_bytes, 0)),  # size, mtime
-            b" " * 8,  # the checksum counts its own field as blanks
-            b"0".ljust(101, b"\0"),  # a regular file, no link
-            b"ustar\x0000".ljust(88, b"\0"),  # no user, no group, no device
-            prefix.ljust(167, b"\0"),
-        )
-    )
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    size = b"%011o\0" % num_bytes
+    checksum = b"%06o\0 " % (SAME_SUM + sum(path) + sum(size) + sum(prefix))
+    return b"".join((path.ljust(100, b"\0"), BEFORE_SIZE, size, MTIME, checksum, KIND, prefix.ljust(167, b"\0")))
 
 
 def parse_header(block: bytes) -> tuple[str, int] | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.catalog import read_records
+from shards.catalog import read_records, to_json
 from shards.errors import ShardError
 from shards.imaging import Look, prepare
 from shards.key import key_of
@@ -166,7 +166,7 @@ def describe(record: Record, split: str, role: str) -> bytes:
         **box,
         "extra": dict(record.extra),
     }
-    return json.dumps(meta, separators=(",", ":")).encode()
+    return to_json(meta).encode()
 
 
 def thin(work: Work, written: Written, left_out: tuple[int, ...]) -> Written:

@@ -7,3 +7,6 @@ findings   copies, groups, tells, balance, single images        findings.py grou
 drops      which images to leave out                            drops.py
 output     page, lists, screen                                  report.py lists.py
 """
+
+THRESHOLD_BITS = 8
+TINY_PX = 32

@@ -23,9 +23,7 @@ Reasons = dict[int, str]
 class Drops:
     """The images to leave out, and why."""
 
-    def __init__(
-        self, images: Images, meetings: Meetings, keys: Mapping[int, str], reasons: Mapping[int, str]
-    ) -> None:
+    def __init__(self, images: Images, meetings: Meetings, keys: Mapping[int, str], reasons: Mapping[int, str]) -> None:
         """`keys`: of all images that meet another; `reasons`: images that are left out whatever they show."""
         self._images = images
         self._meetings = meetings

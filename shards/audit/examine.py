@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.audit import balance, findings, groups, tells
+from shards.audit import THRESHOLD_BITS, TINY_PX, balance, findings, groups, tells
 from shards.audit.copies import Copies, find_copies
 from shards.audit.drops import Drops
 from shards.audit.findings import SEVERITIES, Finding
@@ -16,9 +16,6 @@ from shards.audit.meetings import Meetings, arrange
 from shards.audit.relations import GRAVE
 from shards.errors import ShardError
 from shards.manifest import Manifest
-
-THRESHOLD_BITS = 8
-TINY_PX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +60,15 @@ class Audit:
         return any(finding.severity == GRAVE for finding in self.findings)
 
 
-def examine(question: Question, *, read: Watch, compare: Watch) -> Audit:
-    """Reads the sets and finds what is to be found; the watches are called while images are read and compared."""
+def read_sets(question: Question, watch: Watch) -> Images:
+    """Reads every image of the set, and of the other one."""
     folders = [question.folder, *([question.against] if question.against else [])]
-    sets = [Manifest.load(folder) for folder in folders]
-    images = read_images(sets, workers=question.workers, watch=read)
-    copies = find_copies(images, most_bits=question.threshold_bits, workers=question.workers, watch=compare)
+    return read_images([Manifest.load(folder) for folder in folders], workers=question.workers, watch=watch)
+
+
+def examine(question: Question, images: Images, watch: Watch) -> Audit:
+    """Finds what is to be found; the watch is called while pictures are compared."""
+    copies = find_copies(images, most_bits=question.threshold_bits, workers=question.workers, watch=watch)
     meetings = arrange(images, copies.bundles)
     found = sorted(find_all(images, meetings, question), key=lambda finding: SEVERITIES.index(finding.severity))
     keys = images.keys(meetings.images())

@@ -13,7 +13,7 @@ from shards.errors import ShardError
 FINDINGS, DROPS = "findings.csv", "drop.csv"
 COLUMNS = (
     *("kind", "severity", "title", "key", "place", "label"),
-    *("other_key", "other_place", "other_label", "bits", "what"),
+    *("other_key", "other_place", "other_label", "bits", "what", "numbers"),
 )
 SINGLE = ("broken", "blank", "tiny")
 
@@ -31,15 +31,16 @@ def finding_rows(audit: Audit) -> Iterator[Sequence[object]]:
     images, keys = audit.images, audit.keys
     for finding in audit.findings:
         head = finding.kind, finding.severity, finding.title
+        tail = finding.what, " ".join(f"{name}={value:g}" for name, value in finding.numbers.items())
         for one, other, bits in finding.pairs:
             cells = [(keys[at], images.place(at), images.label(at)) for at in (one, other)]
-            yield *head, *cells[0], *cells[1], bits, finding.what
+            yield *head, *cells[0], *cells[1], bits, *tail
         if finding.kind in SINGLE:
             names = images.keys(finding.images)
             for at in finding.images:
-                yield *head, names[at], images.place(at), images.label(at), "", "", "", "", finding.what
+                yield *head, names[at], images.place(at), images.label(at), *("",) * 4, *tail
         elif not finding.pairs:
-            yield *head, *("",) * 7, finding.what
+            yield *head, *("",) * 7, *tail
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -18,7 +18,7 @@ from shards.audit.images import Images
 from shards.audit.relations import KIND, Relation
 
 MOST_PARTIES = 1000
-"""Of one side of a bundle. A picture under more labels than that is listed under so many of them."""
+"""Of one side of a bundle. A picture under more labels than that is thinned out under so many of them; audit again."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Tell(NamedTuple):
     error: float
     """Standard error of the accuracy."""
     value: str
-    """The value that differs most, with its share on both sides."""
+    """The one most typical of the first side, with its share on both."""
     share_one: float
     share_other: float
 
@@ -165,7 +165,9 @@ def contrast_findings(
     tells = [one for one in tells if is_telling(one)]
     if not tells:
         return
-    tells.sort(key=lambda one: (one.name in OF_DETAIL, -one.accuracy))
+    tells.sort(
+        key=lambda one: (one.name in OF_DETAIL, -round(20 * one.accuracy))
+    )  # nearly as good: the first one named
     best, rest = tells[0], [one.name for one in tells[1:]]
     what = (
         f"{best.name} tells {contrast.one} from {contrast.other} with a balanced accuracy of {best.accuracy:.2f} "
@@ -199,7 +201,7 @@ def measure(name: str, value_N: np.ndarray, is_one_N: np.ndarray, unit_N: np.nda
     right_N = np.where(is_one_N, score_N, 1 - score_N)
     means, errors = zip(*(mean_of_units(right_N[side], unit_N[side]) for side in (is_one_N, ~is_one_N)), strict=True)
     one, other = (shares(code_N[side], len(values)) for side in (is_one_N, ~is_one_N))
-    top = int(np.argmax(np.abs(one - other)))
+    top = int(np.argmax(one - other))
     error = float(np.hypot(*errors)) / 2
     value = describe(name, float(values[top]))
     return Tell(name, sum(means) / 2, error, value, float(one[top]), float(other[top]))

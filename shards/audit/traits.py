@@ -110,7 +110,10 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def guess_quality(tables: bytes) -> int:
-    """The quality (1 to 100) at which libjpeg writes a luminance table with this sum; 0 where it is no 8-bit table."""
+    """The quality (1 to 100) at which libjpeg writes a luminance table with this sum; 0 where it is no 8-bit table.
+
+    Too high below 25, where the largest steps stop at 255.
+    """
     if len(tables) < 65 or tables[0] != 0:
         return 0
     scale = 100 * sum(tables[1:65]) / SUM_AT_50

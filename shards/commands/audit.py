@@ -25,14 +25,28 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """The set, and how closely to look."""
+    from shards.audit import THRESHOLD_BITS, TINY_PX
     from shards.pool import usable_cpus
 
+    bits, least = THRESHOLD_BITS, TINY_PX
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="the shard set")
     add("--against", type=Path, metavar="DIR", help="another set: what is in both")
     add("--out", type=Path, metavar="DIR", help="for report.html, findings.csv and drop.csv (default: DIR.audit)")
-    add("--threshold", type=seed, default=8, metavar="BITS", help="of 64 hash bits, for near duplicates (default: 8)")
-    add("--tiny", type=count, default=32, metavar="PX", help="images with a shorter side are named (default: 32)")
+    add(
+        "--threshold",
+        type=seed,
+        default=bits,
+        metavar="BITS",
+        help=f"of 64 hash bits, for near duplicates (default: {bits})",
+    )
+    add(
+        "--tiny",
+        type=count,
+        default=least,
+        metavar="PX",
+        help=f"images with a shorter side are named (default: {least})",
+    )
     add(
         "--workers",
         type=count,
@@ -45,15 +59,17 @@ def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """shards audit"""
-    from shards.audit.examine import Question, examine
+    from shards.audit.examine import Question, examine, read_sets
     from shards.audit.lists import write_lists
     from shards.audit.report import fill_page
     from shards.progress import progress_bar
 
     question = Question(options.folder, options.against, options.threshold, options.tiny, options.workers)
     out = free_folder(options.out, [options.folder, *([options.against] if options.against else [])])
-    with progress_bar(f"{options.folder.name}: reading") as read:
-        audit = examine(question, read=read, compare=read)
+    with progress_bar("reading") as watch:
+        images = read_sets(question, watch)
+    with progress_bar("comparing") as watch:
+        audit = examine(question, images, watch)
     make_folder(out)
     write_lists(audit, out)
     fill_page(audit).write(out / "report.html")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,9 @@ def clean(first_seed: int = 0) -> list[Planted]:
     """Six classes to train on, two to evaluate with, three distractors: nothing is wrong with them."""
     samples = []
     for number, label in enumerate("abcdef"):
-        samples += [Planted(f"{label}{view}", encode(draw(first_seed + 10 * number + view)), label) for view in range(4)]
+        samples += [
+            Planted(f"{label}{view}", encode(draw(first_seed + 10 * number + view)), label) for view in range(4)
+        ]
     for number, label in enumerate("gh"):
         for view, role in enumerate(("query", "index", "index")):
             image = encode(draw(first_seed + 100 + 10 * number + view))
@@ -97,7 +100,7 @@ def clean(first_seed: int = 0) -> list[Planted]:
     return samples
 
 
-def again(samples: Sequence[Planted], key: str, **changes: object) -> Planted:
+def again(samples: Sequence[Planted], key: str, **changes: Any) -> Planted:
     """The sample of this source once more, changed."""
     one = next(one for one in samples if one.source == key)
     return replace(one, source=f"{key}-again", **changes)
@@ -146,7 +149,7 @@ def test_a_clean_set_has_no_finding(tmp_path: Path, run: Run) -> None:
     assert audited.findings == set() and audited.drops == {}
 
 
-RELATIONS = {
+RELATIONS: dict[tuple[str, str], tuple[str, dict[str, Any], dict[str, str]]] = {
     ("grave", "leak"): ("a0", {"place": "dev query", "label": "g"}, {"a0": "leak", "a0-again": ""}),
     ("grave", "two labels"): ("a0", {"label": "b"}, {"a0": "two labels", "a0-again": "two labels"}),
     ("grave", "false distractor"): (

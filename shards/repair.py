@@ -1,0 +1,285 @@
+"""`shards check --repair`: only what is broken is written again, and never so that a stop in between loses anything.
+
+    restore   tars from a copy under another name, or from the source, if they get the sums they had     restore.py
+    names     classes.tsv and groups.tsv from the tars                                                   finish.py
+    salvage   of other broken tars what is intact; the broken files go to DIR.quarantine                 salvage.py
+    index     sidecars from the tars                                                                     reindex.py
+    finish    counts and lists, the manifest last                                                        finish.py
+
+Everything is written in DIR.repair.partial and renamed. A set that lost samples remembers what it had: where its source
+comes back, another repair makes it what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from shards import output
+from shards.check import Findings, Watch, find_foreign, inspect_set, inspect_shards, num_lost
+from shards.errors import ShardError, Stopped
+from shards.finish import differs, remake_names, rewrite_lists
+from shards.manifest import CLASSES, GROUPS, Manifest, Shard, write_labels, write_sidecar
+from shards.merge import link
+from shards.origin import Origin, read_origins
+from shards.problem import Part, printable
+from shards.quarantine import Quarantine
+from shards.reindex import Ids, index_tar
+from shards.restore import find_copies, find_homes, order_by_sidecar, plan_again, read_sidecar, write_again
+from shards.salvage import Wanted, find_remains, rebuild
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the set."""
+
+    lines: list[str] = field(default_factory=list)
+    """What was done, file by file."""
+    is_whole: bool = True
+    """Whether nothing is broken any more, and nothing was lost."""
+
+
+def repair_set(manifest: Manifest, *, workers: int = 1, watch: Watch = lambda *_: None) -> Outcome:
+    """Repairs what `shards check` finds; ShardError where nothing can be written."""
+    folder = manifest.folder.resolve()
+    with output.locked(folder.with_name(f"{folder.name}.repair.partial")) as aside:
+        try:
+            outcome = Repair(replace(manifest, folder=folder), aside, workers, watch).run()
+        except OSError as error:
+            raise ShardError(f"{folder}: {error.strerror or error}; repeat the command to go on") from error
+        except KeyboardInterrupt as stop:
+            raise Stopped("what is repaired so far is in its place; repeat the command to go on") from stop
+        output.remove(aside)
+        return outcome
+
+
+class Repair:
+    """One repair of one set."""
+
+    def __init__(self, manifest: Manifest, aside: Path, workers: int, watch: Watch) -> None:
+        self.manifest, self.folder, self.aside = manifest, manifest.folder, aside
+        self.workers, self.watch = workers, watch
+        self.quarantine = Quarantine(self.folder.with_name(f"{self.folder.name}.quarantine"))
+        self.outcome = Outcome()
+        self.shards = {shard.file: shard for shard in manifest.shards}
+        """What the manifest is to say in the end."""
+        salvaged = manifest.about.get("salvaged", {}).get("shards", [])
+        self.before = {entry["file"]: Shard(**entry) for entry in salvaged}
+        """Shards that lost samples, as they were made."""
+        self.sums: dict[str, str | None] = {}
+        """Of the tars as they lie there."""
+        self.origins: list[Origin] = []
+        self.touched: set[str] = set()
+        """Files of shards that were changed, or may need another sidecar."""
+
+    def run(self) -> Outcome:
+        """All steps."""
+        findings = inspect_set(self.manifest, workers=self.workers, watch=self.watch)
+        if not findings.num_problems and not self.before:
+            self.say(f"{self.folder}: no problem, nothing to repair")
+            return self.outcome
+        self.sums = {report.shard.file: report.sha256 for report in findings.reports}
+        pending = self.put_back(self.find_pending())
+        self.clear()
+        pending = self.write_again(pending) if pending else []
+        stale = [shard for shard in pending if not self.is_as_stated(shard.file)]
+        if self.mend_names(findings, stale):
+            self.salvage(findings, stale)
+            self.finish(findings)
+        self.verify()
+        return self.outcome
+
+    def say(self, line: str) -> None:
+        """Adds a line to what was done."""
+        self.outcome.lines.append(printable(line))
+
+    def find_pending(self) -> list[Shard]:
+        """Shards, as they were made, whose tars are not so."""
+        made = {**self.shards, **self.before}
+        return [made[file] for file in sorted(made) if self.sums.get(file) != made[file].sha256]
+
+    def is_as_stated(self, file: str) -> bool:
+        """Whether the tar is what the manifest says, if not what it was at first."""
+        return file not in self.shards or self.sums.get(file) == self.shards[file].sha256
+
+    def put_back(self, pending: list[Shard]) -> list[Shard]:
+        """Tars that were exchanged or renamed; gives the rest."""
+        if not pending:
+            return pending
+        folders = [self.folder, self.aside, self.quarantine.folder, *find_homes(self.manifest)]
+        sums = {self.folder / file: total for file, total in self.sums.items()}
+        linked: list[tuple[Shard, Path, Path]] = []
+        for shard, path in find_copies(pending, folders, sums):
+            new = self.aside / f"back-{len(linked)}-{os.getpid()}.tar"
+            link(path, new)
+            linked.append((shard, path, new))
+        for shard, path, new in linked:
+            self.place(new, shard)
+            self.say(f"{shard.file}: put back; its bytes were in {path}")
+        return [shard for shard in pending if self.sums.get(shard.file) != shard.sha256]
+
+    def place(self, new: Path, shard: Shard) -> None:
+        """Puts a tar where it belongs, as it was made."""
+        self.put(new, shard.file)
+        self.sums[shard.file] = shard.sha256
+        self.shards[shard.file] = shard
+        self.before.pop(shard.file, None)
+        self.touched.add(shard.file)
+
+    def put(self, new: Path, name: str) -> None:
+        """Renames a finished file into the set."""
+        path = self.folder / name
+        if path.is_dir():
+            self.quarantine.move(path)
+        os.replace(new, path)
+
+    def clear(self) -> None:
+        """What a killed repair left aside; not before its tars were looked through for ours."""
+        for path in self.aside.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != output.LOCK:
+                path.unlink()
+
+    def write_again(self, pending: list[Shard]) -> list[Shard]:
+        """Tars from the source; gives the rest."""
+        for origin in read_origins(self.manifest, self.aside):
+            if isinstance(origin, Origin):
+                self.origins.append(origin)
+            else:
+                self.say(origin)
+        plan = plan_again(self.origins, self.folder / "skipped.csv")
+        for order in (lambda shard: order_by_sidecar(self.folder, shard), lambda shard: plan.get(shard.file)):
+            ready = write_again(pending, order, self.origins, workers=self.workers, watch=self.watch)
+            for shard, new in ready:
+                self.place(new, shard)
+                self.say(f"{shard.file}: written again from the source, same bytes")
+            pending = [shard for shard in pending if self.sums.get(shard.file) != shard.sha256]
+        if pending and not all(origin.is_unchanged for origin in self.origins):
+            self.say("the source: changed since the set was made")
+        return pending
+
+    def mend_names(self, findings: Findings, stale: list[Shard]) -> bool:
+        """Makes damaged lists of names again; False where they cannot be, and what needs them must wait."""
+        if findings.lists:
+            try:
+                if stale:
+                    raise ShardError(f"{stale[0].file} is broken too, and its samples are part of what they say")
+                shards = tuple(shard for file, shard in sorted(self.shards.items()))
+                for name in list(remake_names(replace(self.manifest, shards=shards), self.aside)):
+                    self.put(self.aside / name, name)
+                    self.say(f"{name}: made again from the samples")
+            except ShardError as error:
+                return self.give_up(f"{CLASSES} and {GROUPS} cannot be made again ({error})")
+            self.touched |= self.shards.keys()
+        for report in findings.reports:
+            if Part.NAMES in report.parts:
+                return self.give_up(f"{report.shard.file} has its right sum, and names that are in none of the lists")
+        return True
+
+    def give_up(self, line: str) -> bool:
+        """Says why no more can be done."""
+        self.say(f"{line}; copy manifest.json, {CLASSES} and {GROUPS} from another copy of the set, or make it again")
+        self.outcome.is_whole = False
+        return False
+
+    def salvage(self, findings: Findings, stale: list[Shard]) -> None:
+        """Keeps what is intact in the tars that are still broken, and in those that were made with broken samples."""
+        ids = Ids.of(self.manifest)
+        by_file = {report.shard.file: report for report in findings.reports}
+        twice: dict[str, set[int]] = {}
+        for first, second in findings.twice:
+            (one, _), (other, row) = findings.locate(first)[:2], findings.locate(second)[:2]
+            twice.setdefault(other.file, set())
+            if one.file != other.file:
+                twice[other.file].add(int(by_file[other.file].hashes[row]))
+        odd = {file for file, report in by_file.items() if Part.SAMPLE in report.parts} | twice.keys()
+        for shard in stale:
+            self.salvage_shard(self.shards[shard.file], ids, set(), self.origins)
+        for file in sorted(odd - {shard.file for shard in stale}):
+            self.salvage_shard(self.shards[file], ids, twice.get(file, set()), [])
+
+    def salvage_shard(self, shard: Shard, ids: Ids, elsewhere: set[int], origins: list[Origin]) -> None:
+        """Writes the shard with what is left of it."""
+        old, new = self.folder / shard.file, self.aside / shard.file
+        remains = find_remains(old, shard, ids, elsewhere)
+        rows = read_sidecar(self.folder, shard)
+        planned = plan_again(origins, self.folder / "skipped.csv").get(shard.file)
+        wanted = (
+            Wanted(rows["key_hash"], rows) if rows is not None else Wanted(planned) if planned is not None else None
+        )
+        rebuilt = rebuild(old, new, shard, wanted, remains, origins)
+        num_kept, num_lost = rebuilt.shard.samples, len(rebuilt.lost)
+        if num_lost:
+            self.before.setdefault(shard.file, shard)
+            self.quarantine.write(shard.file, rebuilt.lost)
+            self.outcome.is_whole = False
+            kept = f"{num_kept} of {num_kept + num_lost} samples kept"
+            self.say(f"{shard.file}: {kept}; {num_lost} lost, listed in {self.quarantine.list}")
+            if num_kept:
+                self.quarantine.keep(old)
+                self.quarantine.keep(self.folder / shard.sidecar)
+        elif rebuilt.shard.sha256 == self.sums.get(shard.file):
+            self.say(f"{shard.file}: all {num_kept} samples are intact; its sum in manifest.json was wrong")
+        elif rebuilt.shard.sha256 == shard.sha256:
+            self.say(f"{shard.file}: written again from what is intact and the source, same bytes")
+        else:
+            again = f", {rebuilt.num_again} of them made again from the source" if rebuilt.num_again else ""
+            self.say(f"{shard.file}: all {num_kept} samples kept{again}; the bytes are not those before the damage")
+        self.shards[shard.file] = rebuilt.shard
+        self.touched.add(shard.file)
+
+    def finish(self, findings: Findings) -> None:
+        """Sidecars, lists, manifest; then what is not of the set goes."""
+        beside = {Part.SIDECAR, Part.LABELS, Part.ENTRY, Part.TAR}
+        self.touched |= {report.shard.file for report in findings.reports if report.parts & beside}
+        self.shards = {file: shard for file, shard in sorted(self.shards.items()) if shard.samples}
+        ids = Ids.of(self.manifest)
+        for file in sorted(self.touched & self.shards.keys()):
+            self.index(file, ids)
+        shards = list(self.shards.values())
+        if not shards:
+            self.give_up("no sample is left")
+            return
+        for name in rewrite_lists(self.manifest, shards, self.before, self.aside):
+            self.put(self.aside / name, name)
+            self.say(f"{name}: written again")
+        for path in find_foreign(Manifest.load(self.folder)):
+            self.say(f"{path.name}: not of this set; moved to {self.quarantine.move(path)}")
+
+    def index(self, file: str, ids: Ids) -> None:
+        """Puts a salvaged tar in its place, and beside any tar what follows from it."""
+        new = self.aside / file
+        path = new if new.exists() else self.folder / file
+        rows, pairs = index_tar(path, ids)
+        shard = self.shards[file] = replace(self.shards[file], samples=len(rows), bytes=path.stat().st_size)
+        write_sidecar(self.aside, shard, rows)
+        if self.manifest.is_multi_label:
+            write_labels(self.aside, shard, pairs)
+        if path == new:
+            self.put(new, file)
+        for name in (shard.sidecar, *([shard.labels] if self.manifest.is_multi_label else [])):
+            if differs(self.aside / name, self.folder / name):
+                self.put(self.aside / name, name)
+                self.say(f"{name}: made again from the tar")
+
+    def verify(self) -> None:
+        """Looks at the result as `shards check` does, at the tars that were touched once more as a whole."""
+        manifest = Manifest.load(self.folder)
+        touched = [shard for shard in manifest.shards if shard.file in self.touched]
+        reports = inspect_shards(manifest, touched, workers=self.workers, is_quick=False, watch=self.watch)
+        problems = list(inspect_set(manifest, is_quick=True).named())
+        problems += [problem for report in reports for problem in report.problems]
+        for problem in problems[:20]:
+            self.say(f"still broken: {problem}")
+        self.outcome.is_whole &= not problems
+        lost = num_lost(manifest)
+        if lost:
+            self.say(
+                f"{self.folder}: {lost} samples are lost; training can go on without them, and where the source comes back"
+            )
+            self.say(f"  `shards check {self.folder} --repair` puts them in again")
+        elif self.outcome.is_whole:
+            self.say(f"{self.folder}: whole again")

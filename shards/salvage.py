@@ -1,0 +1,156 @@
+"""A broken shard without its source: what is intact in it stays, the rest is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.manifest import Shard
+from shards.origin import Hashes, Origin
+from shards.reindex import Ids
+from shards.schema import hash_of, judge
+from shards.tar import Ready, TarWriter
+from shards.walk import Broken, Found, walk_samples
+
+NOTHING_LEFT = "nothing of it is left in the tar"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A sample that is gone."""
+
+    row: int | None
+    """Of the sidecar; None where that is gone too."""
+    key: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the shard had."""
+
+    hashes: Hashes
+    """Of the keys, in tar order."""
+    rows: NDArray[np.void] | None = None
+    """The sidecar, where it can be read."""
+
+
+@dataclass(slots=True)
+class Remains:
+    """What a broken tar still holds."""
+
+    intact: dict[int, Found] = field(default_factory=dict)
+    """By the hash of the key, in tar order."""
+    broken: dict[int, Lost] = field(default_factory=dict)
+    """Of those whose key can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """The shard that is left."""
+
+    shard: Shard
+    lost: list[Lost]
+    num_again: int
+    """Samples that were made again from the source."""
+
+
+def find_remains(path: Path, shard: Shard, ids: Ids, elsewhere: Collection[int]) -> Remains:
+    """Looks at every byte of the tar; samples that are `elsewhere` too, by the hash of their key, count as broken."""
+    remains = Remains()
+    if not path.is_file():
+        return remains
+    with path.open("rb") as file:
+        for piece in walk_samples(file, path.stat().st_size):
+            hashed = hash_of(piece.key)
+            if hashed is None:
+                continue
+            reason = None
+            if isinstance(piece, Broken):
+                reason = piece.text
+            elif hashed in elsewhere or hashed in remains.intact:
+                reason = "its key occurs before"
+            else:
+                meta, problems = judge(file, piece, shard, is_multi_label=ids.is_multi_label)
+                problems += ids.find_unknown(meta) if meta is not None else []
+                reason = "; ".join(problems)
+            if isinstance(piece, Found) and not reason:
+                remains.intact[hashed] = piece
+            elif hashed not in remains.intact:
+                remains.broken[hashed] = Lost(None, piece.key, reason)
+    return remains
+
+
+def rebuild(
+    old: Path, new: Path, shard: Shard, wanted: Wanted | None, remains: Remains, origins: Sequence[Origin]
+) -> Rebuilt:
+    """Writes `new` from what is intact in `old`, and from the source what is certainly the same there."""
+    lost: list[Lost] = []
+    num_again = 0
+    with old.open("rb") if old.is_file() else nullcontext() as tar, new.open("wb") as stream:
+        writer = TarWriter(stream)
+        for row, hashed, found in arrange(wanted, remains):
+            if found is not None:
+                assert tar is not None, "found in it"
+                writer.add(read_ready(tar, found))
+            elif ready := make_again(shard, wanted, row, hashed, origins):
+                writer.add(ready)
+                num_again += 1
+            else:
+                before = remains.broken.get(hashed)
+                lost.append(Lost(row, before.key if before else None, before.reason if before else NOTHING_LEFT))
+        sha256 = writer.end()
+    if wanted is None:
+        lost += remains.broken.values()
+        num_unknown = shard.samples - len(writer.rows) - len(lost)
+        lost += [Lost(None, None, NOTHING_LEFT)] * max(num_unknown, 0)
+    rebuilt = Shard(shard.file, shard.split, shard.role, len(writer.rows), writer.num_bytes, sha256)
+    return Rebuilt(rebuilt, lost, num_again)
+
+
+def arrange(wanted: Wanted | None, remains: Remains) -> Iterator[tuple[int | None, int, Found | None]]:
+    """(row, hash of the key, what is in the tar) in the order that the shard had; what it did not list comes last."""
+    rest = dict(remains.intact)
+    if wanted is not None:
+        offsets = {found.image.offset_data: hashed for hashed, found in rest.items()}
+        listed = set(wanted.hashes.tolist())
+        places = wanted.rows["image_at"].tolist() if wanted.rows is not None else [None] * len(wanted.hashes)
+        for row, (hashed, place) in enumerate(zip(wanted.hashes.tolist(), places, strict=True)):
+            there = offsets.get(place)
+            if hashed not in rest and there in rest and there not in listed:
+                hashed = there  # the hash in the sidecar is what is damaged
+            yield row, hashed, rest.pop(hashed, None)
+    for hashed, found in rest.items():
+        yield None, hashed, found
+
+
+def make_again(
+    shard: Shard, wanted: Wanted | None, row: int | None, hashed: int, origins: Sequence[Origin]
+) -> Ready | None:
+    """The sample from the source: if that is unchanged, or if image and json have the sizes that the sidecar states."""
+    for origin in origins:
+        ready = origin.sample(shard, hashed)
+        if ready is None:
+            continue
+        if origin.is_unchanged:
+            return ready
+        if wanted is not None and wanted.rows is not None and row is not None:
+            stated = wanted.rows[row]
+            if (len(ready.image), len(ready.meta)) == (stated["image_bytes"], stated["json_bytes"]):
+                return ready
+    return None
+
+
+def read_ready(tar: BinaryIO, found: Found) -> Ready:
+    """A sample as it lies in the tar; its ids come from the new tar later."""
+    tar.seek(found.image.offset_data)
+    image = tar.read(found.image.size)
+    tar.seek(found.meta.offset_data)
+    meta = tar.read(found.meta.size)
+    return Ready(found.key, found.image.name.rpartition(".")[2], image, meta, (0, 0, 0))
