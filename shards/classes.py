@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 import numpy as np
 
@@ -102,7 +101,7 @@ def read_groups(text: str) -> list[tuple[str, str]]:
 
 def write_rows(names: Sequence[str], columns: Sequence[Iterable[str]]) -> str:
     """A header and one line a row; the columns are those after the id."""
-    lines = ("\t".join(row) for row in zip(map(str, count()), *columns, strict=False))
+    lines = (f"{at}\t" + "\t".join(row) for at, row in enumerate(zip(*columns, strict=True)))
     return "\n".join(("\t".join(names), *lines)) + "\n"
 
 

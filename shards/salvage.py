@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shards.manifest import Shard
 from shards.origin import Hashes, Origin
 from shards.reindex import Ids
-from shards.schema import hash_of, judge
+from shards.schema import check_image, hash_of, judge
 from shards.tar import Ready, TarWriter
 from shards.walk import Broken, Found, walk_samples
 
@@ -136,7 +136,7 @@ def make_again(
     """The sample from the source: if that is unchanged, or if image and json have the sizes that the sidecar states."""
     for origin in origins:
         ready = origin.sample(shard, hashed)
-        if ready is None:
+        if ready is None or list(check_image(ready.image, f".{ready.extension}")):
             continue
         if origin.is_unchanged:
             return ready
