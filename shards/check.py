@@ -82,8 +82,11 @@ def describe(findings: Findings) -> list[str]:
     found = "no problem" if not number else "1 problem" if number == 1 else f"{number} problems"
     num_samples = sum(shard.samples for shard in manifest.shards)
     lines.append(f"{manifest.folder}: {found} in {num_samples} samples of {len(manifest.shards)} shards")
-    if lost := num_lost(manifest):
-        lines.append(f"  {lost} samples were lost before, to damage that was repaired without the source")
+    if "salvaged" in manifest.about:
+        lost = num_lost(manifest)
+        lines.append(
+            f"  repaired without its source: {lost} samples lost; where that comes back, --repair restores them"
+        )
     return lines
 
 

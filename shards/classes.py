@@ -111,7 +111,7 @@ def read_columns(names: Sequence[str], text: str) -> list[list[str]]:
     A million rows are split at once, with the ends of the lines as cells of their own: a line at a time takes four times
     as long.
     """
-    header, _, body = text.partition("\n")
+    header, _, body = (text.removesuffix("\n") + "\n").partition("\n")
     if header.split("\t") != list(names):
         raise ShardError(f"the columns are {header.split(chr(9))}, not {list(names)}")
     num_rows, width = body.count("\n"), len(names) + 1

@@ -1,9 +1,9 @@
-"""The files beside the tars of a repaired set: written aside, put in their places where they differ, the manifest last."""
+"""The files beside the tars of a repaired set, written aside."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ OWN_WORDS = ("schema", "tool", "name", "domains", "classes", "totals", "shards")
 """What write_manifest says by itself."""
 
 
-def remake_names(manifest: Manifest, aside: Path) -> Iterator[str]:
-    """Writes classes.tsv and groups.tsv aside from the samples; gives the names of those that were damaged.
+def remake_names(manifest: Manifest, aside: Path) -> tuple[Manifest, list[str]]:
+    """Writes damaged ones of classes.tsv and groups.tsv aside, from the samples.
 
-    ShardError where what comes out is not what the set was made with: then ids would be others.
+    Gives the manifest with the samples' domains, and the names of the files. ShardError where what comes out is not what
+    the set was made with: then ids would be others.
     """
-    classes, groups = list_names(manifest)
+    domains, classes, groups = list_names(manifest)
+    names = []
     for name, text in ((CLASSES, classes.to_text()), (GROUPS, write_groups(groups))):
         raw = text.encode("utf-8", "surrogateescape")
         if hashlib.sha256(raw).hexdigest() != manifest.about["classes"][name]:
@@ -33,11 +35,13 @@ def remake_names(manifest: Manifest, aside: Path) -> Iterator[str]:
         path = manifest.folder / name
         if not path.is_file() or path.read_bytes() != raw:
             (aside / name).write_bytes(raw)
-            yield name
+            names.append(name)
+    return replace(manifest, domains=tuple(domains)), names
 
 
 def rewrite_lists(manifest: Manifest, shards: Sequence[Shard], before: Mapping[str, Shard], aside: Path) -> list[str]:
-    """Writes everything but tars and sidecars aside; gives the names of what differs, manifest.json last.
+    """Writes everything but tars and sidecars aside; gives the names of what differs, manifest.json first:
+    its sums then say which names of classes belong to it.
 
     `before` are shards that lost samples, as they were made.
     """
@@ -62,7 +66,7 @@ def rewrite_lists(manifest: Manifest, shards: Sequence[Shard], before: Mapping[s
         groups=manifest.groups,
         about=about,
     )
-    names = (CLASSES, GROUPS, "sizes.json", "wids.json", MANIFEST)
+    names = (MANIFEST, CLASSES, GROUPS, "sizes.json", "wids.json")
     return [name for name in names if differs(aside / name, manifest.folder / name)]
 
 

@@ -92,9 +92,8 @@ def make_set(order: Order, records: Iterable[Record], watch: Watch = lambda tota
             if not order.force and (found := target.find_finished(about, changed_at=catalog.changed_at)):
                 output.remove(folder)
                 return Made(found, str(order.out), was_there=True)
-            num_found = output.agree(folder, about, changed_at=catalog.changed_at)
-            made = write_set(target, order, catalog, about, watch)
-            return replace(made, num_found=num_found)
+            output.agree(folder, about, changed_at=catalog.changed_at)
+            return write_set(target, order, catalog, about, watch)
         except OSError as error:
             raise ShardError(f"{folder}: {error.strerror or error}; {output.how_to_go_on(folder)}") from error
         except KeyboardInterrupt as stop:
@@ -127,12 +126,14 @@ def write_set(target: Target, order: Order, catalog: Catalog, about: Mapping[str
     tasks = lay_out(catalog, plan, order.sizes, order.look)
     numbering = number(catalog, plan)
     works = {task.file: as_work(target, order, catalog, numbering, task) for task in tasks}
-    written = write_all(target, works, order.workers, skips, watch)
+    found = {file: one for file in works if (one := target.find_written(file))}
+    written = write_all(works, found, order.workers, skips, watch)
     plan, num_more = leave_out(target, works, written, catalog, plan, order.rules, skips)
     skips.check()
     shards = [one.shard for one in written.values() if one.shard.samples]
     finish(target, order, catalog, plan, numbering, shards, skips, {**about, "small": num_small + num_more})
-    return Made(target.publish(force=order.force), str(order.out), len(skips.found), num_small + num_more)
+    manifest = target.publish(force=order.force)
+    return Made(manifest, str(order.out), len(skips.found), num_small + num_more, num_found=len(found))
 
 
 def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering, task: Task) -> Work:
@@ -156,15 +157,13 @@ def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering
 
 
 def write_all(
-    target: Target, works: Mapping[str, Work], workers: int, skips: Skips, watch: Watch
+    works: Mapping[str, Work], found: Mapping[str, Written], workers: int, skips: Skips, watch: Watch
 ) -> dict[str, Written]:
-    """Every shard by its file: what an earlier run finished, and the rest written now."""
+    """Every shard by its file: those that an earlier run finished, and the rest written now."""
+    written = dict(found)
+    for one in found.values():
+        skips.add(one)
     total = sum(len(work.row) for work in works.values())
-    written = {}
-    for file in works:
-        if found := target.find_written(file):
-            written[file] = found
-            skips.add(found)
     before = sum(len(works[file].row) for file in written)
     rest = sorted((work for file, work in works.items() if file not in written), key=lambda work: -len(work.row))
     watch(total, before, 0)

@@ -202,7 +202,9 @@ def read_sample(file: BinaryIO, row: np.void) -> Sample:
     image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
     json_at, json_end = int(row["json_at"]), int(row["json_at"]) + int(row["json_bytes"])
     start = max(image_at - BLOCK, 0)
-    follows = json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63  # else a damaged sidecar
+    follows = (
+        json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63
+    )  # else a damaged sidecar
     file.seek(start if follows else 0)
     span = file.read(json_end - start if follows else 0)
     header = parse_header(span[:BLOCK])

@@ -66,8 +66,8 @@ def tidy(folder: Path) -> None:
         path.unlink()
 
 
-def agree(folder: Path, about: Mapping[str, Any], *, changed_at: float) -> int:
-    """Whether what lies there is the beginning of this very set; gives the number of finished shards in it.
+def agree(folder: Path, about: Mapping[str, Any], *, changed_at: float) -> None:
+    """Makes sure that what lies there is the beginning of this very set.
 
     Raises ShardError where it is the beginning of another one: that may be hours of work.
     """
@@ -90,7 +90,6 @@ def agree(folder: Path, about: Mapping[str, Any], *, changed_at: float) -> int:
     if before != dict(about):
         clear_but(folder, (LOCK, RECORDS, BLOBS))
         path.write_text(json.dumps(about))
-    return num_done
 
 
 def clear_but(folder: Path, names: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from shards.maker import Watch
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Watch]:
+def progress_bar(label: str, *, unit: str = "images") -> Iterator[Watch]:
     """Yields the function to call with images to do, images done and bytes done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,7 +32,8 @@ def progress_bar(label: str) -> Iterator[Watch]:
             if not started:  # what an earlier run did is no speed of ours
                 started, before = time.monotonic(), images
             seconds = max(time.monotonic() - started, 1e-6)
-            speed = f"{(images - before) / seconds:,.0f} images/s {num_bytes / seconds / 1e6:,.1f} MB/s"
+            speed = f"{(images - before) / seconds:,.0f} {unit}/s"
+            speed += f" {num_bytes / seconds / 1e6:,.1f} MB/s" if num_bytes else ""
             bar.update(task, description=label, total=total, completed=images, speed=speed)
 
         yield watch

@@ -82,16 +82,19 @@ def index_tar(path: Path, ids: Ids) -> tuple[NDArray[np.void], NDArray[np.void]]
     return np.array(rows, SIDECAR), np.array(pairs, LABELS)
 
 
-def list_names(manifest: Manifest) -> tuple[Classes, list[tuple[str, str]]]:
-    """Classes and groups as the samples of all shards have them."""
+def list_names(manifest: Manifest) -> tuple[list[str], Classes, list[tuple[str, str]]]:
+    """Domains, classes and groups as the samples of all shards have them."""
+    domains: set[str] = set()
     groups = {("", "")}
 
     def labelled() -> Iterator[tuple[str, str | None, str | None, str]]:
         for shard in manifest.shards:
             for _, meta in read_metas(manifest.folder / shard.file, is_multi_label=manifest.is_multi_label):
+                domains.add(meta["domain"])
                 if meta["group"]:
                     groups.add((meta["domain"], meta["group"]))
                 for label in labels_of(meta):
                     yield meta["domain"], label, meta["group"], shard.split
 
-    return Classes.count(labelled()), sorted(groups)
+    classes = Classes.count(labelled())
+    return sorted(domains), classes, sorted(groups)

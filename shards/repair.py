@@ -4,7 +4,7 @@
     names     classes.tsv and groups.tsv from the tars                                                   finish.py
     salvage   of other broken tars what is intact; the broken files go to DIR.quarantine                 salvage.py
     index     sidecars from the tars                                                                     reindex.py
-    finish    counts and lists, the manifest last                                                        finish.py
+    finish    the manifest, counts and lists                                                             finish.py
 
 Everything is written in DIR.repair.partial and renamed. A set that lost samples remembers what it had: where its source
 comes back, another repair makes it what it was.
@@ -21,14 +21,15 @@ from shards import output
 from shards.check import Findings, Watch, find_foreign, inspect_set, inspect_shards, num_lost
 from shards.errors import ShardError, Stopped
 from shards.finish import differs, remake_names, rewrite_lists
+from shards.inspection import sum_of
 from shards.manifest import CLASSES, GROUPS, Manifest, Shard, write_labels, write_sidecar
 from shards.merge import link
 from shards.origin import Origin, read_origins
-from shards.problem import Part, printable
+from shards.problem import MOST, Part, printable
 from shards.quarantine import Quarantine
 from shards.reindex import Ids, index_tar
-from shards.restore import find_copies, find_homes, order_by_sidecar, plan_again, read_sidecar, write_again
-from shards.salvage import Wanted, find_remains, rebuild
+from shards.restore import find_copies, find_homes, order_by_sidecar, plan_again, write_again
+from shards.salvage import find_remains, find_wanted, rebuild
 
 
 @dataclass(slots=True)
@@ -71,11 +72,14 @@ class Repair:
         self.sums: dict[str, str | None] = {}
         """Of the tars as they lie there."""
         self.origins: list[Origin] = []
+        self.restored: set[str] = set()
+        """Tars that are again what they were."""
         self.touched: set[str] = set()
         """Files of shards that were changed, or may need another sidecar."""
 
     def run(self) -> Outcome:
         """All steps."""
+        self.put_names_back()
         findings = inspect_set(self.manifest, workers=self.workers, watch=self.watch)
         if not findings.num_problems and not self.before:
             self.say(f"{self.folder}: no problem, nothing to repair")
@@ -104,6 +108,13 @@ class Repair:
         """Whether the tar is what the manifest says, if not what it was at first."""
         return file not in self.shards or self.sums.get(file) == self.shards[file].sha256
 
+    def put_names_back(self) -> None:
+        """What a repair that was killed right after it had written the manifest still has aside."""
+        for name in (CLASSES, GROUPS):
+            new, old, stated = self.aside / name, self.folder / name, self.manifest.about["classes"][name]
+            if new.is_file() and sum_of(new) == stated and (not old.is_file() or sum_of(old) != stated):
+                self.put(new, name)
+
     def put_back(self, pending: list[Shard]) -> list[Shard]:
         """Tars that were exchanged or renamed; gives the rest."""
         if not pending:
@@ -118,7 +129,7 @@ class Repair:
         for shard, path, new in linked:
             self.place(new, shard)
             self.say(f"{shard.file}: put back; its bytes were in {path}")
-        return [shard for shard in pending if self.sums.get(shard.file) != shard.sha256]
+        return [shard for shard in pending if shard.file not in self.restored]
 
     def place(self, new: Path, shard: Shard) -> None:
         """Puts a tar where it belongs, as it was made."""
@@ -127,6 +138,7 @@ class Repair:
         self.shards[shard.file] = shard
         self.before.pop(shard.file, None)
         self.touched.add(shard.file)
+        self.restored.add(shard.file)
 
     def put(self, new: Path, name: str) -> None:
         """Renames a finished file into the set."""
@@ -152,31 +164,33 @@ class Repair:
                 self.say(origin)
         plan = plan_again(self.origins, self.folder / "skipped.csv")
         for order in (lambda shard: order_by_sidecar(self.folder, shard), lambda shard: plan.get(shard.file)):
-            ready = write_again(pending, order, self.origins, workers=self.workers, watch=self.watch)
+            ready = write_again(pending, self.sums, order, self.origins, workers=self.workers, watch=self.watch)
             for shard, new in ready:
+                if self.sums.get(shard.file) == shard.sha256:
+                    self.say(f"{shard.file}: the source gives the same bytes; its sum in manifest.json was wrong")
+                else:
+                    self.say(f"{shard.file}: written again from the source, same bytes")
                 self.place(new, shard)
-                self.say(f"{shard.file}: written again from the source, same bytes")
-            pending = [shard for shard in pending if self.sums.get(shard.file) != shard.sha256]
+            pending = [shard for shard in pending if shard.file not in self.restored]
         if pending and not all(origin.is_unchanged for origin in self.origins):
             self.say("the source: changed since the set was made")
         return pending
 
     def mend_names(self, findings: Findings, stale: list[Shard]) -> bool:
         """Makes damaged lists of names again; False where they cannot be, and what needs them must wait."""
-        if findings.lists:
-            try:
-                if stale:
-                    raise ShardError(f"{stale[0].file} is broken too, and its samples are part of what they say")
-                shards = tuple(shard for file, shard in sorted(self.shards.items()))
-                for name in list(remake_names(replace(self.manifest, shards=shards), self.aside)):
-                    self.put(self.aside / name, name)
-                    self.say(f"{name}: made again from the samples")
-            except ShardError as error:
-                return self.give_up(f"{CLASSES} and {GROUPS} cannot be made again ({error})")
-            self.touched |= self.shards.keys()
-        for report in findings.reports:
-            if Part.NAMES in report.parts:
-                return self.give_up(f"{report.shard.file} has its right sum, and names that are in none of the lists")
+        if not findings.lists and not any(Part.NAMES in report.parts for report in findings.reports):
+            return True
+        try:
+            if stale:
+                raise ShardError(f"{stale[0].file} is broken too, and its samples are part of what they say")
+            shards = tuple(shard for file, shard in sorted(self.shards.items()))
+            self.manifest, names = remake_names(replace(self.manifest, shards=shards), self.aside)
+        except ShardError as error:
+            return self.give_up(f"the lists of names cannot be made again ({error})")
+        for name in names:
+            self.put(self.aside / name, name)
+            self.say(f"{name}: made again from the samples")
+        self.touched |= self.shards.keys()
         return True
 
     def give_up(self, line: str) -> bool:
@@ -204,30 +218,31 @@ class Repair:
     def salvage_shard(self, shard: Shard, ids: Ids, elsewhere: set[int], origins: list[Origin]) -> None:
         """Writes the shard with what is left of it."""
         old, new = self.folder / shard.file, self.aside / shard.file
-        remains = find_remains(old, shard, ids, elsewhere)
-        rows = read_sidecar(self.folder, shard)
-        planned = plan_again(origins, self.folder / "skipped.csv").get(shard.file)
-        wanted = (
-            Wanted(rows["key_hash"], rows) if rows is not None else Wanted(planned) if planned is not None else None
-        )
+        is_right = self.sums.get(shard.file) == shard.sha256
+        wanted = find_wanted(self.manifest, shard, origins)
+        remains = find_remains(old, shard, ids, None if is_right else wanted, elsewhere)
         rebuilt = rebuild(old, new, shard, wanted, remains, origins)
         num_kept, num_lost = rebuilt.shard.samples, len(rebuilt.lost)
-        if num_lost:
-            self.before.setdefault(shard.file, shard)
+        is_same = rebuilt.shard.sha256 == self.before.get(shard.file, shard).sha256
+        if is_same:
+            text = "written again from what is intact and the source, same bytes"
+            self.before.pop(shard.file, None)
+        elif num_lost:
+            text = (
+                f"{num_kept} of {num_kept + num_lost} samples kept; {num_lost} lost, listed in {self.quarantine.list}"
+            )
             self.quarantine.write(shard.file, rebuilt.lost)
-            self.outcome.is_whole = False
-            kept = f"{num_kept} of {num_kept + num_lost} samples kept"
-            self.say(f"{shard.file}: {kept}; {num_lost} lost, listed in {self.quarantine.list}")
-            if num_kept:
-                self.quarantine.keep(old)
-                self.quarantine.keep(self.folder / shard.sidecar)
-        elif rebuilt.shard.sha256 == self.sums.get(shard.file):
-            self.say(f"{shard.file}: all {num_kept} samples are intact; its sum in manifest.json was wrong")
-        elif rebuilt.shard.sha256 == shard.sha256:
-            self.say(f"{shard.file}: written again from what is intact and the source, same bytes")
+        elif rebuilt.num_again or is_right:
+            text = f"all {num_kept} samples kept, {rebuilt.num_again} of them made again from the source"
         else:
-            again = f", {rebuilt.num_again} of them made again from the source" if rebuilt.num_again else ""
-            self.say(f"{shard.file}: all {num_kept} samples kept{again}; the bytes are not those before the damage")
+            text = f"its bytes changed, but none of its {num_kept} samples is seen to be broken; kept as they are"
+        self.say(f"{shard.file}: {text}")
+        if not is_same and (num_lost or not (rebuilt.num_again or is_right)):
+            self.before.setdefault(shard.file, shard)
+            self.outcome.is_whole = False
+        if not is_same and num_kept and rebuilt.shard.sha256 != self.sums.get(shard.file):
+            self.quarantine.keep(old)
+            self.quarantine.keep(self.folder / shard.sidecar)
         self.shards[shard.file] = rebuilt.shard
         self.touched.add(shard.file)
 
@@ -272,14 +287,14 @@ class Repair:
         reports = inspect_shards(manifest, touched, workers=self.workers, is_quick=False, watch=self.watch)
         problems = list(inspect_set(manifest, is_quick=True).named())
         problems += [problem for report in reports for problem in report.problems]
-        for problem in problems[:20]:
+        for problem in problems[:MOST]:
             self.say(f"still broken: {problem}")
         self.outcome.is_whole &= not problems
-        lost = num_lost(manifest)
-        if lost:
-            self.say(
-                f"{self.folder}: {lost} samples are lost; training can go on without them, and where the source comes back"
-            )
-            self.say(f"  `shards check {self.folder} --repair` puts them in again")
-        elif self.outcome.is_whole:
+        if problems:
+            self.say(f"{self.folder}: still broken")
+        elif "salvaged" in manifest.about:
+            lost = num_lost(manifest)
+            self.say(f"{self.folder}: sound, but not what it was: {lost} samples lost; training can go on without them")
+            self.say(f"  where the source comes back, `shards check {self.folder} --repair` restores it")
+        else:
             self.say(f"{self.folder}: whole again")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.manifest import Shard
+from shards.manifest import LABELS, SIDECAR, Manifest, Shard
 from shards.origin import Hashes, Origin
 from shards.reindex import Ids
-from shards.schema import check_image, hash_of, judge
+from shards.restore import plan_again, read_array
+from shards.schema import Meta, check_image, hash_of, judge
 from shards.tar import Ready, TarWriter
 from shards.walk import Broken, Found, walk_samples
 
@@ -31,7 +33,7 @@ class Lost:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wanted:
     """What the shard had."""
 
@@ -39,6 +41,23 @@ class Wanted:
     """Of the keys, in tar order."""
     rows: NDArray[np.void] | None = None
     """The sidecar, where it can be read."""
+    pairs: NDArray[np.void] | None = None
+    """The labels of samples that have several, where they can be read."""
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Row by hash."""
+        return {hashed: row for row, hashed in enumerate(self.hashes.tolist())}
+
+    def contradicts(self, hashed: int, meta: Meta, ids: Ids) -> bool:
+        """Whether the sidecar has other names for this sample than its json: one of them is damaged."""
+        row = self.places.get(hashed)
+        if self.rows is None or row is None:
+            return False
+        numbers, labels = ids.numbers(meta)
+        if self.pairs is not None and self.pairs["label"][self.pairs["row"] == row].tolist() != labels:
+            return True
+        return tuple(self.rows[["label", "domain", "group"]][row].item()) != numbers
 
 
 @dataclass(slots=True)
@@ -61,8 +80,21 @@ class Rebuilt:
     """Samples that were made again from the source."""
 
 
-def find_remains(path: Path, shard: Shard, ids: Ids, elsewhere: Collection[int]) -> Remains:
-    """Looks at every byte of the tar; samples that are `elsewhere` too, by the hash of their key, count as broken."""
+def find_wanted(manifest: Manifest, shard: Shard, origins: Sequence[Origin]) -> Wanted | None:
+    """By the sidecar, or by the plan where that cannot be read; None where nobody knows."""
+    rows = read_array(manifest.folder / shard.sidecar, SIDECAR)
+    if rows is not None:
+        pairs = read_array(manifest.folder / shard.labels, LABELS) if manifest.is_multi_label else None
+        return Wanted(rows["key_hash"], rows, pairs)
+    planned = plan_again(origins, manifest.folder / "skipped.csv").get(shard.file)
+    return Wanted(planned) if planned is not None else None
+
+
+def find_remains(path: Path, shard: Shard, ids: Ids, wanted: Wanted | None, elsewhere: Collection[int]) -> Remains:
+    """Looks at every byte of the tar; samples that are `elsewhere` too, by the hash of their key, count as broken.
+
+    `wanted` has to agree with what is there; None where the tar is known to be right.
+    """
     remains = Remains()
     if not path.is_file():
         return remains
@@ -79,6 +111,8 @@ def find_remains(path: Path, shard: Shard, ids: Ids, elsewhere: Collection[int])
             else:
                 meta, problems = judge(file, piece, shard, is_multi_label=ids.is_multi_label)
                 problems += ids.find_unknown(meta) if meta is not None else []
+                if not problems and meta is not None and wanted and wanted.contradicts(hashed, meta, ids):
+                    problems.append("its json and the sidecar contradict each other")
                 reason = "; ".join(problems)
             if isinstance(piece, Found) and not reason:
                 remains.intact[hashed] = piece
@@ -96,12 +130,12 @@ def rebuild(
     with old.open("rb") if old.is_file() else nullcontext() as tar, new.open("wb") as stream:
         writer = TarWriter(stream)
         for row, hashed, found in arrange(wanted, remains):
-            if found is not None:
-                assert tar is not None, "found in it"
-                writer.add(read_ready(tar, found))
-            elif ready := make_again(shard, wanted, row, hashed, origins):
+            kept = read_ready(tar, found) if tar is not None and found is not None else None
+            again, is_certain = make_again(shard, wanted, row, hashed, origins)
+            ready = again if is_certain or kept is None else kept
+            if ready is not None:
                 writer.add(ready)
-                num_again += 1
+                num_again += ready != kept
             else:
                 before = remains.broken.get(hashed)
                 lost.append(Lost(row, before.key if before else None, before.reason if before else NOTHING_LEFT))
@@ -132,19 +166,22 @@ def arrange(wanted: Wanted | None, remains: Remains) -> Iterator[tuple[int | Non
 
 def make_again(
     shard: Shard, wanted: Wanted | None, row: int | None, hashed: int, origins: Sequence[Origin]
-) -> Ready | None:
-    """The sample from the source: if that is unchanged, or if image and json have the sizes that the sidecar states."""
+) -> tuple[Ready | None, bool]:
+    """(the sample from the source, whether it is certainly what it was: image and json have the sizes in the sidecar).
+
+    None where it is not there, or may be another image by now.
+    """
     for origin in origins:
         ready = origin.sample(shard, hashed)
         if ready is None or list(check_image(ready.image, f".{ready.extension}")):
             continue
-        if origin.is_unchanged:
-            return ready
+        is_certain = False
         if wanted is not None and wanted.rows is not None and row is not None:
             stated = wanted.rows[row]
-            if (len(ready.image), len(ready.meta)) == (stated["image_bytes"], stated["json_bytes"]):
-                return ready
-    return None
+            is_certain = (len(ready.image), len(ready.meta)) == (stated["image_bytes"], stated["json_bytes"])
+        if is_certain or origin.is_unchanged:
+            return ready, is_certain
+    return None, False
 
 
 def read_ready(tar: BinaryIO, found: Found) -> Ready:

@@ -99,13 +99,14 @@ def walk_members(file: BinaryIO, num_bytes: int) -> Iterator[tarfile.TarInfo | G
     """The members, and what lies between them that is none."""
     at: int | None = 0
     while at is not None:
-        key, text = None, ""
+        key, text, searched = None, "", at + 1
         try:
             file.seek(at)
             archive = tarfile.open(fileobj=file, mode="r:", tarinfo=PlainFile)
             while member := archive.next():
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 at, end = member.offset, member.offset_data + member.size
+                searched = member.offset_data  # its size may be what is wrong
                 if end > num_bytes:
                     key = key_of(member)
                     raise Refused(f"{member.name!r} goes to byte {end}, the tar to {num_bytes}")
@@ -120,7 +121,7 @@ def walk_members(file: BinaryIO, num_bytes: int) -> Iterator[tarfile.TarInfo | G
         yield Gap(
             key, text or (f"no tar header at byte {at}" if at < num_bytes else f"the tar ends at byte {num_bytes}")
         )
-        at = find_header(file, at + 1)
+        at = find_header(file, searched)
 
 
 def is_end(file: BinaryIO, at: int, num_bytes: int) -> bool:

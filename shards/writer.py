@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from shards.tar import Ready, TarWriter
 from shards.ustar import MAX_FILE_BYTES
 
 DONE = ".done.json"
+WRITE_BYTES = 2**20  # at a time: disks' file systems take less time for them than for an image each
+GIVE_UP = 100  # images in a row without bytes
 Watch = Callable[[int], None]
 """Called after every image with the bytes that went into the tar, 0 for one that could not be read."""
 
@@ -63,10 +65,12 @@ class Written:
     """(row of the catalog, reason) of images that could not be read."""
     left_out: tuple[int, ...] = ()
     """Rows of the catalog taken out again because they could not stand without a lost one."""
+    is_final: bool = True
+    """False where bytes could not be read at all: the file or its disk may be back when the run goes on."""
 
     def save(self, folder: Path) -> None:
         """Marks the shard as finished."""
-        content = {"shard": asdict(self.shard), "lost": self.lost, "left_out": self.left_out}
+        content = {"shard": asdict(self.shard), "lost": self.lost, "left_out": self.left_out, "is_final": self.is_final}
         path = folder / (self.shard.file + DONE)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(content))
@@ -74,7 +78,7 @@ class Written:
 
     @classmethod
     def load(cls, folder: Path, file: str, *, url: str | None = None) -> Written | None:
-        """What an earlier run finished; None where the shard is not there whole."""
+        """What an earlier run finished; None where the shard is not there whole, or may get more samples now."""
         try:
             content: dict[str, Any] = json.loads((folder / (file + DONE)).read_bytes())
             shard = Shard(**content["shard"])
@@ -82,7 +86,7 @@ class Written:
             written = cls(shard, lost, tuple(int(row) for row in content["left_out"]))
             rows = np.load(folder / shard.sidecar, mmap_mode="r", allow_pickle=False)
             num_bytes = size(f"{url}/{file}") if url else (folder / file).stat().st_size
-            is_whole = shard.file == file and num_bytes == shard.bytes
+            is_whole = content["is_final"] is True and shard.file == file and num_bytes == shard.bytes
             is_whole &= rows.shape == (shard.samples,) and rows.dtype == SIDECAR
             if is_whole and len(rows) and not url:
                 with (folder / file).open("rb") as tar:
@@ -94,55 +98,85 @@ class Written:
 
 def write_shard(work: Work, watch: Watch) -> Written:
     """Writes the tar, its sidecar and what marks it as done."""
-    lost: list[tuple[int, str]] = []
+    losses = Losses()
     temporary = temporary_path(work.folder, work.file)
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("wb", WRITE_BYTES) as stream:
             tar = TarWriter(stream)
-            for sample in get_ready(work, lost, watch):
+            for sample in get_ready(work, losses, watch):
                 tar.add(sample)
             sha256 = tar.end()
-        return publish(work, temporary, tar, sha256, tuple(lost))
+        return publish(
+            work, temporary, tar, Written(as_shard(work, tar, sha256), tuple(losses.lost), is_final=losses.are_final)
+        )
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def publish(
-    work: Work,
-    temporary: Path,
-    tar: TarWriter,
-    sha256: str,
-    lost: tuple[tuple[int, str], ...],
-    left_out: tuple[int, ...] = (),
-) -> Written:
-    """Puts a finished tar under its name, with its sidecar."""
-    shard = Shard(work.file, work.split, work.role, len(tar.rows), tar.num_bytes, sha256)
+def as_shard(work: Work, tar: TarWriter, sha256: str) -> Shard:
+    """What the manifest will say of it."""
+    return Shard(work.file, work.split, work.role, len(tar.rows), tar.num_bytes, sha256)
+
+
+def publish(work: Work, temporary: Path, tar: TarWriter, written: Written) -> Written:
+    """Puts a finished tar under its name, with its sidecar, and marks it as done."""
     (work.folder / (work.file + DONE)).unlink(missing_ok=True)
     temporary.rename(work.folder / work.file)
-    write_sidecar(work.folder, shard, tar.rows)
+    write_sidecar(work.folder, written.shard, tar.rows)
     if work.is_multi_label:
-        write_labels(work.folder, shard, tar.labels)
+        write_labels(work.folder, written.shard, tar.labels)
     if work.url:
         send(work.folder / work.file, f"{work.url}/{work.file}")
         (work.folder / work.file).unlink()
-    written = Written(shard, lost, left_out)
     written.save(work.folder)
     return written
 
 
-def get_ready(work: Work, lost: list[tuple[int, str]], watch: Watch) -> Iterator[Ready]:
+@dataclass(slots=True)
+class Losses:
+    """Images of a shard that could not be used."""
+
+    lost: list[tuple[int, str]] = field(default_factory=list)
+    are_final: bool = True
+    in_a_row: int = 0
+
+    def unreadable(self, row: int, error: Exception) -> None:
+        """There are bytes, and they are no image that we take."""
+        self.lost.append((row, reason_of(error)))
+        self.in_a_row = 0
+
+    def absent(self, row: int, error: OSError) -> None:
+        """There are no bytes. Many such in a row are no fault of the images: ShardError."""
+        self.lost.append((row, reason_of(error)))
+        self.are_final = False
+        self.in_a_row += 1
+        if self.in_a_row == GIVE_UP:
+            raise ShardError(
+                f"{GIVE_UP} images in a row that were listed before cannot be read now ({reason_of(error)}): "
+                "is their disk or mount gone? Repeat the command when it is back; finished shards are kept"
+            )
+
+
+def get_ready(work: Work, losses: Losses, watch: Watch) -> Iterator[Ready]:
     """Reads, checks and if asked changes one image after the other."""
     records = read_records(work.folder, work.at.tolist(), work.length.tolist())
     columns = (work.row.tolist(), work.is_shared.tolist(), work.numbers.tolist())
     for record, row, is_shared, numbers in zip(records, *columns, strict=True):
         try:
-            image, extension = prepare(record.place.read(), work.look, box=record.box)
-            if len(image) > MAX_FILE_BYTES:
-                raise Unreadable(f"{len(image)} bytes, more than a tar member or a sidecar can hold")
-        except (Unreadable, OSError) as error:
-            lost.append((row, reason_of(error)))
+            data = record.place.read()
+        except OSError as error:
+            losses.absent(row, error)
             watch(0)
             continue
+        try:
+            image, extension = prepare(data, work.look, box=record.box)
+            if len(image) > MAX_FILE_BYTES:
+                raise Unreadable(f"{len(image)} bytes, more than a tar member or a sidecar can hold")
+        except Unreadable as error:
+            losses.unreadable(row, error)
+            watch(0)
+            continue
+        losses.in_a_row = 0
         watch(len(image))
         key = key_of(record, is_shared=is_shared)
         if work.look.crop:
@@ -186,7 +220,8 @@ def thin(work: Work, written: Written, left_out: tuple[int, ...]) -> Written:
                 tar.copy(old, row, numbers)
             sha256 = tar.end()
         kept_out = tuple(sorted({*written.left_out, *left_out}))
-        return publish(work, temporary, tar, sha256, written.lost, kept_out)
+        thinned = replace(written, shard=as_shard(work, tar, sha256), left_out=kept_out)
+        return publish(work, temporary, tar, thinned)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     out = free_folder(options.out, [options.folder, *([options.against] if options.against else [])])
     with progress_bar("reading") as watch:
         images = read_sets(question, watch)
-    with progress_bar("comparing") as watch:
+    with progress_bar("comparing", unit="pairs") as watch:
         audit = examine(question, images, watch)
     make_folder(out)
     write_lists(audit, out)

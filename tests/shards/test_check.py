@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +14,39 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shards.cli import main
 from shards.manifest import LABELS, Manifest, Shard, write_sidecar
 from shards.tar import Ready, TarWriter
-from tests.shards.conftest import Run, files_of, picture
+from tests.shards.conftest import FIVE_CLASSES, Ran, Run, files_of, picture, write_release
 from tests.shards.test_manifest import edit_manifest
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 TRAIN = "train-000000.tar"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set that nothing is wrong with."""
+    root = tmp_path_factory.mktemp("whole")
+    release = write_release(root / "release", FIVE_CLASSES)
+    words = ("--shard-samples", "4", "--workers", "1")
+    assert main(["make", "folder", str(release), "--out", str(root / "pets"), *words]) == 0
+    return root / "pets"
+
+
+@pytest.fixture
+def pets(whole: Path, tmp_path: Path) -> Manifest:
+    """A copy of it."""
+    return Manifest.load(shutil.copytree(whole, tmp_path / "pets"))
+
+
+def check(run: Run, manifest: Manifest) -> Ran:
+    """`shards check` in this process."""
+    return run("check", manifest.folder, "--workers", 1)
+
+
 def test_a_sound_set_passes_with_any_number_of_workers(pets: Manifest, run: Run) -> None:
-    for words in ((), ("--workers", 1), ("--workers", 3), ("--quick",)):
+    for words in (("--workers", 1), ("--workers", 3), ("--quick",)):
         ran = run("check", pets.folder, *words)
         assert (ran.code, ran.out) == (0, f"{pets.folder}: no problem in 19 samples of {len(pets.shards)} shards\n")
 
@@ -128,7 +151,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "label": (flip_in_label, [f"{TRAIN}: sample 1, 'pets/", "its json says label ['pets/"]),
     "cut in a header": (
         cut_at(lambda row: int(row["image_at"]) - 200),
-        [f"{TRAIN}: 3", "but the manifest says", f"{TRAIN}: sample 2: no tar header", f"{TRAIN}: sample 3: is missing"],
+        ["but the manifest says", f"{TRAIN}: sample 2: no tar header", f"{TRAIN}: sample 3: is missing"],
     ),
     "cut in an image": (
         cut_at(lambda row: int(row["image_at"]) + 99),
@@ -212,8 +235,10 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "foreign text": (lambda f: (f / "no\x1b[2Jte").write_text(""), ["no\\x1b[2Jte: not of this set"]),
     "foreign folder": (lambda folder: (folder / "old").mkdir(), ["old: not of this set"]),
 }
-UNSEEN = frozenset({"pixels", "image header", "json header", "json", "label", "no image", "no json", "sum", "domains"})
-"""Damages that --quick cannot see where the size of the tar stays the same; packed again, its end happens to be padded."""
+UNSEEN = frozenset(
+    ["pixels", "image header", "json header", "json", "label", "exchanged", "key hash", "sum", "domains"]
+)
+"""What --quick need not see."""
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -227,8 +252,7 @@ def test_damage_is_named_by_shard_and_sample(pets: Manifest, run: Run, name: str
         assert message in ran.out
     assert "\x1b" not in ran.out
     assert not before or files_of(pets.folder) == before
-    if name not in UNSEEN - {"no image", "no json"}:
-        assert run("check", pets.folder, "--quick").code == (0 if name in ("class", "key hash", "exchanged") else 1)
+    assert name in UNSEEN or run("check", pets.folder, "--quick").code == 1
 
 
 def test_the_report_is_the_same_with_any_number_of_workers(pets: Manifest, run: Run) -> None:
@@ -242,7 +266,7 @@ def test_the_report_is_the_same_with_any_number_of_workers(pets: Manifest, run: 
 def test_many_problems_are_counted_and_the_first_shown(pets: Manifest, run: Run) -> None:
     for number in range(40):
         (pets.folder / f"note{number:02d}.txt").write_text("")
-    lines = run("check", pets.folder).out.splitlines()
+    lines = check(run, pets).out.splitlines()
     assert lines[0] == "note00.txt: not of this set"
     assert lines[20:] == ["… and 20 more", f"{pets.folder}: 40 problems in 19 samples of {len(pets.shards)} shards"]
 
@@ -272,7 +296,7 @@ def test_many_problems_are_counted_and_the_first_shown(pets: Manifest, run: Run)
 )
 def test_a_manifest_that_states_what_none_can_is_refused(pets: Manifest, run: Run, edit: Any, message: str) -> None:
     edit_manifest(pets.folder, edit)
-    ran = run("check", pets.folder)
+    ran = check(run, pets)
     assert (ran.code, message in ran.err) == (2, True), ran.err
 
 
@@ -288,7 +312,7 @@ def write_shard(folder: Path, at: int, samples: list[tuple[str, bytes, dict[str,
     with (folder / old.file).open("wb") as file:
         tar = TarWriter(file)
         for key, image, meta in samples:
-            label = manifest.classes.ids.get((meta["domain"], meta.get("label")), -1)
+            label = manifest.classes.ids.get((meta["domain"], str(meta.get("label"))), -1)
             tar.add(Ready(key, "jpg", image, json.dumps(meta).encode(), (label, 0, 0)))
         sha256 = tar.end()
     new = Shard(old.file, old.split, old.role, len(tar.rows), tar.num_bytes, sha256)
@@ -321,7 +345,7 @@ def test_a_json_that_breaks_the_schema_is_named(pets: Manifest, run: Run, meta: 
     samples = samples_of(pets, pets.shards[at])
     samples[1] = (*samples[1][:2], samples[1][2] | meta)
     write_shard(pets.folder, at, samples)
-    ran = run("check", pets.folder)
+    ran = check(run, pets)
     assert f"{pets.shards[at].file}: sample 1, {samples[1][0]!r}: its json lacks, adds or mistypes {wrong}\n" in ran.out
 
 
@@ -330,7 +354,7 @@ def test_a_box_is_no_problem(pets: Manifest, run: Run) -> None:
     samples = samples_of(pets, pets.shards[at])
     samples[1] = (*samples[1][:2], samples[1][2] | {"box": [1, 2.5, 9, 12]})
     write_shard(pets.folder, at, samples)
-    assert "sample" not in run("check", pets.folder).out.partition("no problem")[0].partition("manifest.json")[0]
+    assert "sample" not in check(run, pets).out.partition("no problem")[0].partition("manifest.json")[0]
 
 
 @pytest.mark.parametrize("is_same_shard", [True, False])
@@ -352,7 +376,7 @@ def test_an_image_of_another_kind_than_its_name_says_is_named(pets: Manifest, ru
     samples = samples_of(pets, pets.shards[at])
     samples[0] = (samples[0][0], picture(5, kind="PNG"), samples[0][2])
     write_shard(pets.folder, at, samples)
-    assert f"sample 0, {samples[0][0]!r}: '{samples[0][0]}.jpg' is a png" in run("check", pets.folder).out
+    assert f"sample 0, {samples[0][0]!r}: '{samples[0][0]}.jpg' is a png" in check(run, pets).out
 
 
 @pytest.fixture
@@ -363,21 +387,21 @@ def tags(run: Run, tmp_path: Path) -> Manifest:
         (tmp_path / f"{n}.jpg").write_bytes(picture(n))
         lines.append(f"{n}.jpg,tag{n % 3};tag{3 + n % 5};all")
     (tmp_path / "tags.csv").write_text("\n".join(lines) + "\n")
-    words = ("--labels-column", "labels", "--label-separator", ";", "--shard-samples", 20)
+    words = ("--labels-column", "labels", "--label-separator", ";", "--shard-samples", 20, "--workers", 1)
     ran = run("make", "table", tmp_path / "tags.csv", *words, "--out", tmp_path / "tags")
     assert ran.code == 0, ran.err
     return Manifest.load(tmp_path / "tags")
 
 
 def test_labels_of_samples_that_have_several_are_checked(tags: Manifest, run: Run) -> None:
-    assert run("check", tags.folder).code == 0
+    assert check(run, tags).code == 0
     name = tags.select("train")[0].labels
     whole = np.load(tags.folder / name)
     assert whole.dtype == LABELS
 
     def damaged(change: Callable[[np.ndarray], np.ndarray]) -> str:
         np.save(tags.folder / name, change(whole.copy()))
-        ran = run("check", tags.folder)
+        ran = check(run, tags)
         assert ran.code == 1
         return ran.out
 
@@ -396,4 +420,4 @@ def test_labels_of_samples_that_have_several_are_checked(tags: Manifest, run: Ru
     assert f"{name}: rows or classes that are none" in damaged(put(-1, "row", 99))
     assert f"{name}: rows and classes are not in order" in damaged(lambda pairs: pairs[::-1])
     (tags.folder / name).unlink()
-    assert f"{name}: is missing" in run("check", tags.folder).out
+    assert f"{name}: is missing" in check(run, tags).out

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shards.manifest import Manifest
-from tests.shards.conftest import Run, files_of, picture
+from shards.record import Record
+from shards.sources import folder
+from tests.shards.conftest import Run, files_of, picture, write_release
 
 CLASSES = {f"class{n}": 12 for n in range(20)}
 OPTIONS = ("--shard-samples", "7", "--short-side", "24", "--max-skipped", "5%")
@@ -191,3 +194,55 @@ def test_a_worker_that_is_killed_is_one_line_and_goes_on_later(
     assert err.count("\n") == 1
     assert start(release, out).wait(60) == 0
     assert files_of(out) == whole
+
+
+def test_a_mount_that_is_gone_stops_the_run_and_costs_no_picture(run: Run, tmp_path: Path) -> None:
+    release, away = tmp_path / "release", tmp_path / "away"
+    write_release(release, {f"class{n}": 30 for n in range(10)})
+    make = ("make", "folder", release, "--out", tmp_path / "pets", "--workers", 1, "--max-skipped", "50%")
+    assert run(*make, "--out", tmp_path / "whole/pets").code == 0
+
+    listed = folder.records
+
+    def and_then_gone(options: Any) -> list[Record]:
+        records = list(listed(options))
+        release.rename(away)
+        return records
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "records", and_then_gone)
+        ran = run(*make)
+    assert ran.code == 2
+    assert "100 images in a row that were listed before cannot be read now (No such file or directory)" in ran.err
+    assert not (tmp_path / "pets").exists()
+    away.rename(release)
+    assert run(*make).code == 0
+    assert files_of(tmp_path / "pets") == files_of(tmp_path / "whole/pets")
+
+
+def test_shards_that_lack_a_file_that_is_back_are_written_again(
+    run: Run, release: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, image = tmp_path / "pets", release / "class0/0.jpg"
+    listed = folder.records
+    with pytest.MonkeyPatch.context() as patch:
+
+        def without_one(options: Any) -> list[Record]:
+            records = list(listed(options))
+            image.rename(tmp_path / "0.jpg")
+            return records
+
+        patch.setattr(folder, "records", without_one)
+        patch.setattr("shards.maker.finish", stop)
+        with pytest.raises(RuntimeError):
+            run("make", "folder", release, "--out", out, *OPTIONS)
+    (tmp_path / "0.jpg").rename(image)
+    ran = run("make", "folder", release, "--out", out, *OPTIONS)
+    assert ran.code == 0, ran.err
+    assert "34 shards were finished by an earlier run" in ran.out
+    assert files_of(out) == whole
+
+
+def stop(*_: Any) -> None:
+    """Instead of finishing."""
+    raise RuntimeError
