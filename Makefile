@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAISS := $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo gpu; else echo cpu; fi)
 
-.PHONY: help install demo test check format test-slurm clean
+.PHONY: help install demo test test-long check format test-slurm clean
 
 help:
 	@echo "make install     .venv with everything in it (PYTHON=python3.11 chooses the Python)"
 	@echo "make demo        the whole way on embedded images: shards, training, evaluation, report"
 	@echo "make test        the everyday test suite"
 	@echo "make check       formatter, linter, types, and the floors of the architecture"
+	@echo "make test-long   100 random kills of \`shards make\`; about 8 minutes"
 	@echo "make test-slurm  tests on a real 4-node SLURM on this machine (root; installs Debian packages)"
 	@echo "make clean       remove .venv and caches; runs and shard sets stay"
 
@@ -31,6 +32,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --ignore tests/slurm
+
+test-long: install
+	KILLS=100 $(BIN)/python -m pytest tests/shards/test_stops.py -k killed_at_any_moment
 
 test-slurm: install
 	$(BIN)/python -m pytest tests/slurm -m slurm

@@ -125,22 +125,25 @@ class Rereading:
     def check_names(self, meta: Meta, at: int, key: str) -> None:
         """Domain, labels and group in the json against the numbers beside the tar."""
         domain, labels, group = self.sidecar.names(at)
-        lists, is_right = self.lists, self.report.is_tar_right
-        said = meta["domain"]
+        lists, said = self.lists, meta["domain"]
         if domain != said:
-            part = self.beside if said in lists.manifest.domains else Part.NAMES
+            part = self.blame(said in lists.manifest.domains)
             self.report.say(part, f"its json says domain {said!r}, the sidecar {domain!r}", at, key)
         named = sorted(f"{said}/{label}" for label in labels_of(meta))
         if labels is not None and lists.classes is not None and sorted(labels) != named:
             is_known = all((said, label) in lists.classes.ids for label in labels_of(meta))
-            part = (
-                (Part.LABELS if lists.manifest.is_multi_label and is_right else self.beside) if is_known else Part.NAMES
-            )
+            part = self.blame(is_known, Part.LABELS if lists.manifest.is_multi_label else Part.SIDECAR)
             self.report.say(part, f"its json says label {named}, the sidecar {sorted(labels)}", at, key)
         named_group = f"{said}/{meta['group']}" if meta["group"] else ""
         if group is not None and lists.groups is not None and group != named_group:
-            part = self.beside if not meta["group"] or (said, meta["group"]) in lists.groups else Part.NAMES
+            part = self.blame(not meta["group"] or (said, meta["group"]) in lists.groups)
             self.report.say(part, f"its json says group {named_group!r}, the sidecar {group!r}", at, key)
+
+    def blame(self, is_known: bool, beside: Part = Part.SIDECAR) -> Part:
+        """Whose fault it is that a name in a json is another one beside the tar."""
+        if not self.report.is_tar_right:
+            return Part.TAR
+        return beside if is_known else Part.NAMES
 
 
 def sum_of(path: Path) -> str:

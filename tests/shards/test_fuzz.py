@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import shards
 from shards.check import inspect_set
 from shards.cli import main
 from shards.errors import ShardError
@@ -104,7 +105,8 @@ def watched(*allowed: Path) -> Iterator[None]:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
         opened, Opened.paths = Opened.paths, None
-    roots = tuple(f"{path.resolve()}/" for path in allowed)
+    code = (Path(shards.__file__).parent, Path(sys.prefix), Path(sys.base_prefix))  # what is imported late
+    roots = tuple(f"{path.resolve()}/" for path in (*allowed, *code))
     outside = [path for path in opened if not f"{os.path.realpath(path)}/".startswith(roots)]
     assert not outside
 
@@ -140,9 +142,6 @@ def test_every_damage_is_found_and_none_is_more_than_a_report(
 ) -> None:
     folder = Path(shutil.copytree(place / name, tmp_path / name))
     chance = random.Random(f"{name} {kind}")
-    files = [
-        path for path in sorted(folder.iterdir()) if path.suffix in {".tar": ".tar", ".npy": ".npy"}.get(kind, ".tar")
-    ]
     suffixes = {"tar": (".tar",), "npy": (".npy",), "text": (".json", ".tsv")}[kind]
     files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
     for _ in range(90):
@@ -185,9 +184,7 @@ def test_from_the_source_any_damage_is_mended(place: Path, tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", ["one", "many"])
 @pytest.mark.parametrize("seed", range(12))
-def test_without_the_source_no_intact_sample_is_lost(
-    place: Path, tmp_path: Path, name: str, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_source_no_intact_sample_is_lost(place: Path, tmp_path: Path, name: str, seed: int) -> None:
     folder = Path(shutil.copytree(place / name, tmp_path / name))
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(text.replace(str(place), str(tmp_path / "gone")))
@@ -203,11 +200,10 @@ def test_without_the_source_no_intact_sample_is_lost(
         if chance.random() < 0.3:
             (folder / shard.sidecar).unlink()
     outcome = repair_set(before)
-    assert not outcome.is_whole or not intact.keys() ^ {key for key in intact}
     if "no sample is left" in "".join(outcome.lines):
         return
     after = Manifest.load(folder)
-    assert not inspect_set(after).num_problems
+    assert not inspect_set(after).num_problems, outcome.lines
     left = {key: (image, meta) for shard in after.shards for key, image, meta in samples_of(after, shard)}
     assert intact.items() <= left.items()
 
@@ -259,7 +255,7 @@ HOSTILE = {
 def test_a_hostile_tar_as_input_is_refused_or_becomes_problems(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "in"
     inside.mkdir()
-    (inside / "00000.tar").write_bytes(GOOD + HOSTILE[name] + GOOD.replace(b"a.j", b"a.j") + bytes(1024))
+    (inside / "00000.tar").write_bytes(GOOD + HOSTILE[name] + GOOD + bytes(1024))
     (tmp_path / "t.csv").write_text("image,label\na.jpg,cat\nb.jpg,dog\n../../x.jpg,dog\n/etc/passwd.jpg,dog\n")
     for source, words in (
         ("img2dataset", [str(inside), "--label-field", "label"]),

@@ -58,7 +58,7 @@ def wait_for_shards(out: Path, count: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", "4"))))  # `make test-long`: 100
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     release: Path, whole: dict[str, bytes], tmp_path: Path, seed: int
 ) -> None:
