@@ -41,7 +41,7 @@ class Findings:
     lists: list[Problem] = field(default_factory=list)
     """Of the files with names."""
     rest: list[Problem] = field(default_factory=list)
-    twice: list[tuple[int, int]] = field(default_factory=list)
+    twice: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     """(first, second) place of samples with the same key, counted through all shards."""
 
     @property
@@ -55,22 +55,19 @@ class Findings:
         yield from self.lists
         for report in self.reports:
             yield from report.problems
-        for first, second in self.twice[:MOST]:
-            shard, row, key = self.locate(second)
-            yield Problem(Part.SAMPLE, shard.file, f"its key occurs before, at {self.show(first)}", row, key)
+        for first, second in self.twice[:MOST].tolist():
+            report, row = self.locate(second)
+            other, other_row = self.locate(first)
+            text = f"its key occurs before, at {other.shard.file}: sample {other_row}"
+            key = find_key(self.manifest.folder / report.shard.file, int(report.hashes[row]))
+            yield Problem(Part.SAMPLE, report.shard.file, text, row, key)
         yield from self.rest
 
-    def locate(self, place: int) -> tuple[Shard, int, str | None]:
-        """(shard, position in its tar, key) of a sample."""
+    def locate(self, place: int) -> tuple[Report, int]:
+        """(shard, position in its tar) of a sample."""
         starts = np.cumsum([0, *(len(report.hashes) for report in self.reports)])
         which = int(np.searchsorted(starts, place, side="right")) - 1
-        shard, row = self.reports[which].shard, place - int(starts[which])
-        return shard, row, find_key(self.manifest.folder / shard.file, int(self.reports[which].hashes[row]))
-
-    def show(self, place: int) -> str:
-        """`train-000000.tar: sample 3`"""
-        shard, row, _ = self.locate(place)
-        return f"{shard.file}: sample {row}"
+        return self.reports[which], place - int(starts[which])
 
 
 def describe(findings: Findings) -> list[str]:
@@ -150,17 +147,15 @@ def without_path(error: ShardError) -> str:
     return str(error).partition(": ")[2] or str(error)
 
 
-def find_twice(reports: Sequence[Report]) -> list[tuple[int, int]]:
+def find_twice(reports: Sequence[Report]) -> NDArray[np.int64]:
     """Places of samples whose key another sample has, each with the first that has it."""
     hashes = np.concatenate([np.empty(0, np.uint64), *(report.hashes for report in reports)])
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(hashes)]
-    if is_first.all():
-        return []
     firsts = order[np.maximum.accumulate(np.where(is_first, np.arange(len(hashes)), 0))]
     pairs: NDArray[np.int64] = np.stack((firsts, order), 1)[~is_first]
-    return [(int(first), int(second)) for first, second in pairs[np.argsort(pairs[:, 1])]]
+    return pairs[np.argsort(pairs[:, 1])]
 
 
 def find_key(path: Path, sought: int) -> str | None:

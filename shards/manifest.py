@@ -186,7 +186,7 @@ class Manifest:
     def _text(self, name: str) -> str:
         path = self.folder / name
         try:
-            raw = path.read_bytes()
+            raw = path.read_bytes() if path.is_file() or not path.exists() else b""  # a queue would be waited for
         except OSError as error:
             raise ShardError(f"{path}: {error.strerror}; the set is incomplete, copy or make it again") from error
         if hashlib.sha256(raw).hexdigest() != self.about["classes"][name]:
@@ -202,11 +202,9 @@ def read_sample(file: BinaryIO, row: np.void) -> Sample:
     image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
     json_at, json_end = int(row["json_at"]), int(row["json_at"]) + int(row["json_bytes"])
     start = max(image_at - BLOCK, 0)
-    follows = (
-        json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63
-    )  # else a damaged sidecar
-    file.seek(start if follows else 0)
-    span = file.read(json_end - start if follows else 0)
+    is_possible = json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63
+    file.seek(start if is_possible else 0)
+    span = file.read(json_end - start if is_possible else 0)
     header = parse_header(span[:BLOCK])
     key = header[0].rpartition(".")[0] if header else ""
     meta = parse_json(span[json_at - start :]) if len(span) == json_end - start else None
@@ -239,7 +237,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ShardError(f"no shard set {folder}{sets_beside(folder)}")
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         raise ShardError(f"{folder}: no {MANIFEST}, so it is half-written or not a shard set{sets_beside(folder)}")
     try:
         about: dict[str, Any] = json.loads(path.read_bytes())

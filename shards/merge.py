@@ -230,4 +230,5 @@ def keep_about(manifest: Manifest, added: Manifest) -> dict[str, object]:
     part = {name: added.about[name] for name in ("config", "given", "fingerprint")}
     if part["config"] == said["config"]:  # its own source was read again, and is all in the set now
         said["fingerprint"] = part["fingerprint"]
+    said |= {name: manifest.about[name] for name in ("salvaged",) if name in manifest.about}  # what repair still owes it
     return {**said, "appended": [*manifest.about.get("appended", ()), part]}

@@ -21,6 +21,8 @@ def read_rows(path: Path) -> np.ndarray:
 
     What a set has is opened without numpy's parser, which takes ten times as long: a large set has ten thousand sidecars.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
     with path.open("rb") as file:
         start = file.read(START)
         if not start.startswith(MAGIC):

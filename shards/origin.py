@@ -28,7 +28,7 @@ from shards.options import options_of, read_order
 from shards.sources import load_source
 from shards.split import make_plan, without
 from shards.tar import Ready
-from shards.writer import Work, get_ready
+from shards.writer import Losses, Work, get_ready
 
 Hashes = NDArray[np.uint64]
 LONELY = "no readable index image of its class is left"  # a reason in skipped.csv that follows from the others
@@ -88,7 +88,7 @@ class Origin:
         rows = self.find_rows(np.array([hashed], np.uint64))
         if rows[0] < 0:
             return None
-        return next(get_ready(self.work(shard, rows), [], lambda num_bytes: None), None)
+        return next(get_ready(self.work(shard, rows), Losses(), lambda num_bytes: None), None)
 
 
 def read_skipped(path: Path) -> Iterator[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -163,9 +164,13 @@ class Repair:
             else:
                 self.say(origin)
         plan = plan_again(self.origins, self.folder / "skipped.csv")
-        for order in (lambda shard: order_by_sidecar(self.folder, shard), lambda shard: plan.get(shard.file)):
+        for order in (
+            lambda shard: order_by_sidecar(self.folder, shard),
+            lambda shard: order_by_sidecar(self.quarantine.folder, shard),
+            lambda shard: plan.get(shard.file),
+        ):
             ready = write_again(pending, self.sums, order, self.origins, workers=self.workers, watch=self.watch)
-            for shard, new in ready:
+            for shard, new in self.until_source_fails(ready):
                 if self.sums.get(shard.file) == shard.sha256:
                     self.say(f"{shard.file}: the source gives the same bytes; its sum in manifest.json was wrong")
                 else:
@@ -175,6 +180,14 @@ class Repair:
         if pending and not all(origin.is_unchanged for origin in self.origins):
             self.say("the source: changed since the set was made")
         return pending
+
+    def until_source_fails(self, ready: Iterator[tuple[Shard, Path]]) -> Iterator[tuple[Shard, Path]]:
+        """What a source gives that lists its images, and then may prove to have none of them."""
+        try:
+            yield from ready
+        except ShardError as error:
+            self.say(f"the source: {error}")
+            self.origins.clear()
 
     def mend_names(self, findings: Findings, stale: list[Shard]) -> bool:
         """Makes damaged lists of names again; False where they cannot be, and what needs them must wait."""
@@ -202,17 +215,18 @@ class Repair:
     def salvage(self, findings: Findings, stale: list[Shard]) -> None:
         """Keeps what is intact in the tars that are still broken, and in those that were made with broken samples."""
         ids = Ids.of(self.manifest)
-        by_file = {report.shard.file: report for report in findings.reports}
+        broken = {shard.file for shard in stale}
         twice: dict[str, set[int]] = {}
-        for first, second in findings.twice:
-            (one, _), (other, row) = findings.locate(first)[:2], findings.locate(second)[:2]
-            twice.setdefault(other.file, set())
-            if one.file != other.file:
-                twice[other.file].add(int(by_file[other.file].hashes[row]))
-        odd = {file for file, report in by_file.items() if Part.SAMPLE in report.parts} | twice.keys()
-        for shard in stale:
-            self.salvage_shard(self.shards[shard.file], ids, set(), self.origins)
-        for file in sorted(odd - {shard.file for shard in stale}):
+        for first, second in findings.twice.tolist():
+            (one, _), (other, row) = findings.locate(first), findings.locate(second)
+            if not self.restored & {one.shard.file, other.shard.file}:
+                is_first_broken = one.shard.file in broken and other.shard.file not in broken
+                hashes = twice.setdefault((one if is_first_broken else other).shard.file, set())
+                hashes |= {int(other.hashes[row])} if one is not other else set()
+        odd = {report.shard.file for report in findings.reports if Part.SAMPLE in report.parts} | twice.keys()
+        for file in sorted(broken):
+            self.salvage_shard(self.shards[file], ids, twice.get(file, set()), self.origins)
+        for file in sorted(odd - broken):
             self.salvage_shard(self.shards[file], ids, twice.get(file, set()), [])
 
     def salvage_shard(self, shard: Shard, ids: Ids, elsewhere: set[int], origins: list[Origin]) -> None:
@@ -224,19 +238,12 @@ class Repair:
         rebuilt = rebuild(old, new, shard, wanted, remains, origins)
         num_kept, num_lost = rebuilt.shard.samples, len(rebuilt.lost)
         is_same = rebuilt.shard.sha256 == self.before.get(shard.file, shard).sha256
+        self.say(f"{shard.file}: {rebuilt.describe(is_same=is_same, is_right=is_right)}")
         if is_same:
-            text = "written again from what is intact and the source, same bytes"
             self.before.pop(shard.file, None)
         elif num_lost:
-            text = (
-                f"{num_kept} of {num_kept + num_lost} samples kept; {num_lost} lost, listed in {self.quarantine.list}"
-            )
+            self.say(f"  listed in {self.quarantine.list}")
             self.quarantine.write(shard.file, rebuilt.lost)
-        elif rebuilt.num_again or is_right:
-            text = f"all {num_kept} samples kept, {rebuilt.num_again} of them made again from the source"
-        else:
-            text = f"its bytes changed, but none of its {num_kept} samples is seen to be broken; kept as they are"
-        self.say(f"{shard.file}: {text}")
         if not is_same and (num_lost or not (rebuilt.num_again or is_right)):
             self.before.setdefault(shard.file, shard)
             self.outcome.is_whole = False

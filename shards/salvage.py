@@ -79,6 +79,17 @@ class Rebuilt:
     num_again: int
     """Samples that were made again from the source."""
 
+    def describe(self, *, is_same: bool, is_right: bool) -> str:
+        """What became of it; whether its bytes are what they were at first, and whether those before it were as written."""
+        num_kept = self.shard.samples
+        if is_same:
+            return "written again from what is intact and the source, same bytes"
+        if self.lost:
+            return f"{num_kept} of {num_kept + len(self.lost)} samples kept; {len(self.lost)} lost"
+        if self.num_again or is_right:
+            return f"all {num_kept} samples kept, {self.num_again} of them made again from the source"
+        return f"its bytes changed, but none of its {num_kept} samples is seen to be broken; kept as they are"
+
 
 def find_wanted(manifest: Manifest, shard: Shard, origins: Sequence[Origin]) -> Wanted | None:
     """By the sidecar, or by the plan where that cannot be read; None where nobody knows."""

@@ -56,7 +56,7 @@ def bench_memory(scratch: Path, *, count: int, watch: Watch) -> Outcome:
     workers = usable_cpus()
     seen = run_make(scratch / "tiny", scratch / "set", workers, count, watch)
     rows: list[list[object]] = [
-        [name, f"{one.seconds:.1f}", round(one.total_mb), round(one.parent_mb), round(one.worker_mb)]
+        [name, round(one.seconds, 1), round(one.total_mb), round(one.parent_mb), round(one.worker_mb)]
         for name, one in seen.stages.items()
     ]
     most, seconds = max(one.total_mb for one in seen.stages.values()), sum(one.seconds for one in seen.stages.values())

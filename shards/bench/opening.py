@@ -41,9 +41,12 @@ def bench_opening(scratch: Path, *, count: int, rounds: int, watch: Watch) -> Ou
         watch(rounds, number + 1, 0)
     manifest = Manifest.load(folder)
     medians = {name: median(found) for name, found in seconds.items()}
-    opened = medians[LOAD] + medians[READ]
+    opened = {
+        f"{LOAD} and {READ}": medians[LOAD] + medians[READ],
+        f"{LOAD} and {ALL}": medians[LOAD] + medians[ALL],
+    }
     of = {LOAD: len(manifest.shards), READ: NUM_READ, ALL: len(manifest.shards), CLASSES: len(manifest.classes)}
-    rows = [[name, f"{of[name]:,}", f"{medians[name]:.3f}", f"{max(seconds[name]):.3f}"] for name in seconds]
+    rows = [[name, of[name], round(medians[name], 3), round(max(seconds[name]), 3)] for name in seconds]
     num_samples = sum(shard.samples for shard in manifest.shards)
     return Outcome(
         name="open",
@@ -52,8 +55,9 @@ def bench_opening(scratch: Path, *, count: int, rounds: int, watch: Watch) -> Ou
             f"files in the page cache, medians of {rounds} rounds, imports not counted.",
         ),
         tables=(Table("opening a large set", ("", "entries", "seconds", "slowest"), rows),),
-        goals=(
-            Goal(f"{num_samples:,} samples: {LOAD} and {READ}", f"< {MOST_S:g} s", f"{opened:.2f} s", opened < MOST_S),
+        goals=tuple(
+            Goal(f"opening {num_samples:,} samples: {what}", f"< {MOST_S:g} s", f"{found:.2f} s", found < MOST_S)
+            for what, found in opened.items()
         ),
         numbers={"samples": num_samples, "shards": len(manifest.shards), "seconds": seconds},
     )
@@ -62,7 +66,6 @@ def bench_opening(scratch: Path, *, count: int, rounds: int, watch: Watch) -> Ou
 def write_empty_set(folder: Path, count: int) -> None:
     """A manifest, and tars and sidecars of the right sizes; reading a sample of it would fail."""
     folder.mkdir()
-    head = io.BytesIO()
     whole, rest = divmod(count, SHARD_SAMPLES)
     shards = []
     for number, samples in enumerate([SHARD_SAMPLES] * whole + ([rest] if rest else [])):
@@ -71,8 +74,8 @@ def write_empty_set(folder: Path, count: int) -> None:
             file, "train", "train", samples, samples * SAMPLE_BYTES, hashlib.sha256(file.encode()).hexdigest()
         )
         head = io.BytesIO()
-        about = {"descr": SIDECAR.descr, "fortran_order": False, "shape": (samples,)}
-        np.lib.format.write_array_header_1_0(head, about)
+        shape = {"descr": SIDECAR.descr, "fortran_order": False, "shape": (samples,)}
+        np.lib.format.write_array_header_1_0(head, shape)
         write_sparse(folder / file, b"", shard.bytes)
         write_sparse(folder / shard.sidecar, head.getvalue(), head.tell() + samples * SIDECAR.itemsize)
         shards.append(shard)
@@ -83,9 +86,15 @@ def write_empty_set(folder: Path, count: int) -> None:
         groups=("",) * num_classes,
         table=np.array([[CLASS_IMAGES] * num_classes, [0] * num_classes, [0] * num_classes], np.int64),
     )
-    about: dict[str, Any] = {"config": {"source": "bench"}, "given": {}}
-    groups = [("", "")]
-    write_manifest(folder, name="large", shards=shards, domains=["things"], classes=classes, groups=groups, about=about)
+    write_manifest(
+        folder,
+        name=folder.name,
+        shards=shards,
+        domains=["things"],
+        classes=classes,
+        groups=[("", "")],
+        about={"config": {"source": "bench"}, "given": {}},
+    )
 
 
 def write_sparse(path: Path, start: bytes, num_bytes: int) -> None:

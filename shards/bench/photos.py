@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.bench.contestants import describe
 from shards.errors import ShardError
 from shards.listing import is_image, walk_files
 from shards.sources.sample.pixels import load_photo
@@ -23,30 +24,23 @@ from shards.sources.sample.pixels import load_photo
 SAMPLES = ("china", "flower", "cat", "coffee", "hubble", "motorcycle", "rocket")
 SIZE = (930, 700)
 QUALITY = 92
-GRAIN = 1.6  # standard deviation, of 255
+GRAIN = 1.4  # standard deviation, of 255
 DRAWN = 140  # photos with other pixels; more differ in a comment only
 NUM_CLASSES = 20
 
 
 def write_photos(folder: Path, count: int, given: Path | None) -> list[str]:
     """Fills the folder with photos and a json beside each; gives the photos' paths below it, in the order of a listing."""
-    sources = link_photos(given, count) if given else draw_photos(count)
+    sources: Iterator[tuple[str, Path | bytes]] = link_photos(given, count) if given else draw_photos(count)
     names = []
     for number, (suffix, photo) in enumerate(sources):
         name = f"class{number % NUM_CLASSES:02d}/{number:06d}{suffix}"
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         put(photo, path)
-        path.with_suffix(".json").write_bytes(describe(name))
+        path.with_suffix(".json").write_text(json.dumps(describe(name), separators=(",", ":")))
         names.append(name)
     return sorted(names)
-
-
-def describe(name: str) -> bytes:
-    """The json of a photo's sample."""
-    label = name.partition("/")[0]
-    meta = {"label": label, "domain": "photos", "group": None, "split": "train", "role": "train", "source": name}
-    return json.dumps({**meta, "extra": {}}, separators=(",", ":")).encode()
 
 
 def put(photo: Path | bytes, path: Path) -> None:
@@ -60,7 +54,7 @@ def put(photo: Path | bytes, path: Path) -> None:
         shutil.copyfile(photo, path)
 
 
-def link_photos(given: Path, count: int) -> Iterator[tuple[str, Path]]:
+def link_photos(given: Path, count: int) -> Iterator[tuple[str, Path | bytes]]:
     """(suffix, file) of the first images below a folder."""
     if not given.is_dir():
         raise ShardError(f"{given}: {'not a folder' if given.exists() else 'no such folder'}")
@@ -70,7 +64,7 @@ def link_photos(given: Path, count: int) -> Iterator[tuple[str, Path]]:
     return ((path.suffix, path) for path in found)
 
 
-def draw_photos(count: int) -> Iterator[tuple[str, bytes]]:
+def draw_photos(count: int) -> Iterator[tuple[str, Path | bytes]]:
     """(suffix, JPEG) of each."""
     rng = np.random.default_rng(0)
     drawn = [draw_photo(rng, SAMPLES[number % len(SAMPLES)]) for number in range(min(count, DRAWN))]

@@ -1,6 +1,6 @@
-"""Everybody in turn, each in a process of its own that lives on between its turns: A B C A B C …
+"""Everybody in turn, A B C A B C …, in processes that live on between turns: one for the contestants of each module.
 
-What another process does to the machine for a while then slows all of them alike, and imports are not counted. The first
+What something else does to the machine for a while then slows all of them alike, and imports are not counted. The first
 round is not counted either: it fills the page cache and starts what starts late. Nothing is synced to the disk by anyone.
 """
 
@@ -11,16 +11,18 @@ import multiprocessing
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 from typing import Any
 
 from shards.bench.contestants import Case
 
 Contestant = Callable[[Case], Any]
+Processes = Callable[[Contestant], ProcessPoolExecutor]
 Watch = Callable[[int, int, int], None]
 
 
@@ -56,22 +58,30 @@ class Turns:
         return min(seconds), max(seconds)
 
 
-def take_turns(contestants: Mapping[str, Contestant], case: Case, rounds: int, watch: Watch) -> dict[str, Turns]:
-    """Measurements by name; the parts of a contestant's own measuring as `name: part`."""
+@contextmanager
+def open_processes() -> Iterator[Processes]:
+    """Yields the function that gives a contestant's process."""
     context = multiprocessing.get_context("spawn")
-    found: dict[str, list[Turn]] = {}
     with ExitStack() as stack:
-        own = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in contestants}
-        for number in range(rounds + 1):
-            for at, (name, contestant) in enumerate(contestants.items()):
-                case.out.mkdir()
-                try:
-                    parts = own[name].submit(measure, contestant, case).result()
-                finally:
-                    shutil.rmtree(case.out)
-                for part, turn in parts.items() if number else ():
-                    found.setdefault(f"{name}: {part}" if part else name, []).append(turn)
-                watch((rounds + 1) * len(contestants), number * len(contestants) + at + 1, 0)
+        of_module = cache(lambda module: stack.enter_context(ProcessPoolExecutor(1, context)))
+        yield lambda contestant: of_module(contestant.__module__)
+
+
+def take_turns(
+    contestants: Mapping[str, Contestant], case: Case, rounds: int, processes: Processes, watch: Watch
+) -> dict[str, Turns]:
+    """Measurements by name; the parts of a contestant's own measuring as `name: part`."""
+    found: dict[str, list[Turn]] = {}
+    for number in range(rounds + 1):
+        for at, (name, contestant) in enumerate(contestants.items()):
+            case.out.mkdir()
+            try:
+                parts = processes(contestant).submit(measure, contestant, case).result()
+            finally:
+                shutil.rmtree(case.out)
+            for part, turn in parts.items() if number else ():
+                found.setdefault(f"{name}: {part}" if part else name, []).append(turn)
+            watch((rounds + 1) * len(contestants), number * len(contestants) + at + 1, 0)
     return {name: Turns(tuple(turns)) for name, turns in found.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import shutil
 from collections.abc import Mapping
@@ -13,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from shards.bench import contestants
+from shards.bench import others, shardwriter
 from shards.bench.contestants import QUALITY, SHORT_SIDE, Case, Make
 from shards.bench.outcome import Goal, Outcome
 from shards.bench.photos import write_photos
-from shards.bench.turns import Contestant, Turns, Watch, take_turns
+from shards.bench.turns import Contestant, Turns, Watch, open_processes, take_turns
 from shards.errors import ShardError
 from shards.imaging import Look, prepare
 from shards.pool import usable_cpus
 from shards.tables import Table
 
 TAR, TAR_PHOTOS, TARFILE = "tar -cf, photos and jsons", "tar -cf, photos only", "Python's tarfile"
-SHARD_WRITER, MAKE, MAKE_CHECKED = "webdataset ShardWriter", "shards make", "shards make, pixels checked"
+SHARD_WRITER, SHARD_WRITER_SUMS = "webdataset ShardWriter", "ShardWriter, then sha256 of its tars"
+MAKE, MAKE_CHECKED = "shards make", "shards make, pixels checked"
 WRITING = f"{MAKE}: writing"
 BYTES, SUMS, COPY = "read, sha256, write", "sha256 alone", "shutil.copyfile"
 SHARD_WRITER_SMALL, MAKE_SMALL, CODECS = (
@@ -40,42 +40,42 @@ NOTES = (
     "One process each, in turns, medians of {rounds} rounds (from: the slowest, to: the fastest); the first round is not "
     "counted. Everything lies in the page cache and on one file system ({scratch}); what is written is removed after each "
     "turn, nobody syncs.",
-    "{count} photos of {mean_kb:.0f} kB. ShardWriter, tarfile and shards read photos and make jsons; tar reads both from "
-    "files. ShardWriter as documented (a float mtime, so two headers more a sample).",
+    "{count} photos of {kb:.0f} kB. ShardWriter, tarfile and shards read photos and make jsons; tar reads both from files. "
+    "ShardWriter as documented, with a time of its own for every file, so two headers more a sample.",
     "shards make: from listing the folder to the finished set: catalog, plan, tars with sha256, sidecars, manifest; "
     "--verify structure, but for pixels checked (--verify pixels, the default: every JPEG decoded at 1/8; nobody else "
     "here looks at the images). writing: of that, from the finished plan to the last sidecar. Workers: their start counts.",
+    "read, sha256, write: of the photos' bytes and a header each, in the same way; the least that a tar with a sum takes.",
+    f"Made smaller: {{few}} of the photos, to a short side of {SHORT_SIDE}, JPEG quality {QUALITY}. SSIM of what shards and "
+    "Pillow's bicubic make of {tried} of them: mean {mean:.4f}, lowest {lowest:.4f}.",
 )
 
 
 def bench_writing(scratch: Path, *, count: int, rounds: int, given: Path | None, watch: Watch) -> Outcome:
     """Both tables."""
     photos = scratch / "photos"
-    names = tuple(write_photos(photos, count, given))
-    case = Case(photos, names, scratch / "out")
-    sizes = [(photos / name).stat().st_size for name in names]
-    copied = measure_copies(case, rounds, watch)
+    case = Case(photos, tuple(write_photos(photos, count, given)), scratch / "out")
     few = Case(scratch / "few", link_some(case, scratch / "few"), case.out)
-    few_bytes = sum((few.photos / name).stat().st_size for name in few.names)
-    resized = measure_resizing(few, rounds, watch)
+    with open_processes() as processes:
+        copied = take_turns(copying_contestants(), case, rounds, processes, watch)
+        resized = take_turns(resizing_contestants(), few, rounds, processes, watch)
+    copied[SUMS] = copied.pop(f"{SUMS}: sums")
     likeness = compare_pixels(few)
-    told = {"rounds": rounds, "scratch": scratch.parent, "count": len(names), "mean_kb": np.mean(sizes) / 1000}
-    smaller = (
-        f"To a short side of {SHORT_SIDE}, JPEG quality {QUALITY}, {len(few.names)} of the photos; SSIM of the results of "
-        f"shards against Pillow's on {len(likeness)} of them: mean {np.mean(likeness):.4f}, lowest {min(likeness):.4f}.",
-    )
+    told = {"rounds": rounds, "scratch": scratch.parent, "count": len(case.names)}
+    told |= {"kb": case.num_bytes / len(case.names) / 1000, "few": len(few.names), "tried": len(likeness)}
+    told |= {"mean": np.mean(likeness), "lowest": min(likeness)}
     return Outcome(
         name="write",
-        notes=(*(note.format(**told) for note in NOTES), *smaller),
+        notes=tuple(note.format(**told) for note in NOTES),
         tables=(
-            Table("photos as they are", COLUMNS, rows_of(copied, len(names), sum(sizes), SHARD_WRITER, TAR)),
-            Table("photos made smaller", COLUMNS[:-1], rows_of(resized, len(few.names), few_bytes, SHARD_WRITER_SMALL)),
+            Table("photos as they are", COLUMNS, rows_of(copied, case, SHARD_WRITER, TAR)),
+            Table("photos made smaller", COLUMNS[:-1], rows_of(resized, few, SHARD_WRITER_SMALL)),
         ),
-        goals=(*goals_of_copies(copied, sum(sizes)), *goals_of_resizing(resized, likeness)),
+        goals=(*goals_of_copies(copied, case.num_bytes), *goals_of_resizing(resized, likeness)),
         numbers={
-            "photos": {"count": len(names), "bytes": sum(sizes), "made smaller": len(few.names)},
+            "photos": {"count": len(case.names), "bytes": case.num_bytes, "made smaller": len(few.names)},
             "seconds": {name: as_numbers(turns) for name, turns in (copied | resized).items()},
-            "ssim": {"mean": float(np.mean(likeness)), "lowest": float(min(likeness)), "photos": len(likeness)},
+            "ssim": {"mean": float(np.mean(likeness)), "lowest": min(likeness), "photos": len(likeness)},
         },
     )
 
@@ -89,43 +89,36 @@ def link_some(case: Case, folder: Path) -> tuple[str, ...]:
     return names
 
 
-def measure_copies(case: Case, rounds: int, watch: Watch) -> dict[str, Turns]:
-    """Photos as they are."""
+def copying_contestants() -> dict[str, Contestant]:
+    """Of photos as they are; those who are not installed are left out."""
     workers = usable_cpus()
     known: dict[str, Contestant | None] = {
-        TAR: contestants.tar_all if shutil.which("tar") else None,
-        TAR_PHOTOS: contestants.tar_photos if shutil.which("tar") else None,
-        TARFILE: contestants.python_tarfile,
-        SHARD_WRITER: contestants.shard_writer if has_webdataset() else None,
+        TAR: others.tar_all if shutil.which("tar") else None,
+        TAR_PHOTOS: others.tar_photos if shutil.which("tar") else None,
+        TARFILE: others.python_tarfile,
+        SHARD_WRITER: shardwriter.write if shardwriter.is_there() else None,
+        SHARD_WRITER_SUMS: shardwriter.write_and_sum if shardwriter.is_there() else None,
         MAKE: Make(),
         MAKE_CHECKED: Make(verify="pixels"),
         f"{MAKE}, {workers} workers": Make(workers=workers) if workers > 1 else None,
         f"{MAKE_CHECKED}, {workers} workers": Make(verify="pixels", workers=workers) if workers > 1 else None,
-        BYTES: contestants.bytes_alone,
-        SUMS: contestants.sums_alone,
-        COPY: contestants.copy_files,
+        BYTES: others.read_sum_write,
+        SUMS: others.sum_alone,
+        COPY: others.copy_files,
     }
-    turns = take_turns({name: one for name, one in known.items() if one}, case, rounds, watch)
-    turns[SUMS] = turns.pop(f"{SUMS}: sums")
-    return {name: turns[name] for name in (*(name for name in turns if name != SUMS), SUMS)}
+    return {name: contestant for name, contestant in known.items() if contestant}
 
 
-def measure_resizing(case: Case, rounds: int, watch: Watch) -> dict[str, Turns]:
-    """Photos made smaller."""
+def resizing_contestants() -> dict[str, Contestant]:
+    """Of photos made smaller."""
     workers = usable_cpus()
     known: dict[str, Contestant | None] = {
-        SHARD_WRITER_SMALL: contestants.shard_writer_resizing if has_webdataset() else None,
+        SHARD_WRITER_SMALL: shardwriter.write_smaller if shardwriter.is_there() else None,
         MAKE_SMALL: Make(short_side=SHORT_SIDE),
         f"{MAKE_SMALL}, {workers} workers": Make(short_side=SHORT_SIDE, workers=workers) if workers > 1 else None,
-        CODECS: contestants.decode_and_encode,
+        CODECS: others.decode_and_encode,
     }
-    turns = take_turns({name: one for name, one in known.items() if one}, case, rounds, watch)
-    return {name: found for name, found in turns.items() if ": " not in name}
-
-
-def has_webdataset() -> bool:
-    """Whether it could be imported."""
-    return importlib.util.find_spec("webdataset") is not None
+    return {name: contestant for name, contestant in known.items() if contestant}
 
 
 def compare_pixels(case: Case) -> list[float]:
@@ -141,30 +134,30 @@ def compare_pixels(case: Case) -> list[float]:
     found = []
     for name in case.names[:: -(-len(case.names) // LIKENESS_TRIED)]:
         photo = case.read(name)
-        ours, theirs = decode(prepare(photo, look)[0]), decode(contestants.shrink(photo))
+        ours, theirs = decode(prepare(photo, look)[0]), decode(shardwriter.shrink(photo))
         if ours.shape != theirs.shape:
             raise ShardError(f"{name}: {ours.shape} pixels, but Pillow was asked for {theirs.shape}")
         found.append(float(compare(ours, theirs)))
     return found
 
 
-def rows_of(
-    turns: Mapping[str, Turns], count: int, num_bytes: int, peer: str, tar: str | None = None
-) -> list[list[object]]:
-    """A row a contestant; empty cells where there is nobody to compare with."""
+def rows_of(turns: Mapping[str, Turns], case: Case, peer: str, tar: str | None = None) -> list[list[object]]:
+    """A row a contestant."""
     rows: list[list[object]] = []
     for name, found in turns.items():
+        if ": " in name and name != WRITING:
+            continue
         fastest, slowest = found.range_s
-        rates = [round(count / seconds) for seconds in (found.seconds, slowest, fastest)]
-        per_cpu = round(count / found.cpu_s) if found.cpu_s else ""
+        rates = [round(len(case.names) / seconds) for seconds in (found.seconds, slowest, fastest)]
+        per_cpu = round(len(case.names) / found.cpu_s) if found.cpu_s else None
         ratios = [ratio(turns, other, name) for other in (peer, tar) if other]
-        rows.append([name, *rates, round(num_bytes / found.seconds / 1e6), per_cpu, *ratios])
+        rows.append([name, *rates, round(case.num_bytes / found.seconds / 1e6), per_cpu, *ratios])
     return rows
 
 
-def ratio(turns: Mapping[str, Turns], other: str, name: str) -> str:
-    """How many times as fast as the other."""
-    return f"{turns[other].seconds / turns[name].seconds:.2f}" if other in turns else ""
+def ratio(turns: Mapping[str, Turns], other: str, name: str) -> float | None:
+    """How many times as fast as the other, if that is here."""
+    return round(turns[other].seconds / turns[name].seconds, 2) if other in turns else None
 
 
 def goals_of_copies(turns: Mapping[str, Turns], num_bytes: int) -> list[Goal]:

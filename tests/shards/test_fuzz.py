@@ -144,7 +144,7 @@ def test_every_damage_is_found_and_none_is_more_than_a_report(
     chance = random.Random(f"{name} {kind}")
     suffixes = {"tar": (".tar",), "npy": (".npy",), "text": (".json", ".tsv")}[kind]
     files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
-    for _ in range(90):
+    for _ in range(70):
         path = chance.choice(files)
         raw = path.read_bytes()
         new = mutate(raw, chance)
@@ -168,7 +168,7 @@ def test_every_damage_is_found_and_none_is_more_than_a_report(
 
 
 @pytest.mark.parametrize("name", ["one", "many"])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_from_the_source_any_damage_is_mended(place: Path, tmp_path: Path, name: str, seed: int) -> None:
     folder = Path(shutil.copytree(place / name, tmp_path / name))
     whole, chance = files_of(folder), random.Random(seed)
@@ -183,7 +183,7 @@ def test_from_the_source_any_damage_is_mended(place: Path, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["one", "many"])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_without_the_source_no_intact_sample_is_lost(place: Path, tmp_path: Path, name: str, seed: int) -> None:
     folder = Path(shutil.copytree(place / name, tmp_path / name))
     text = (folder / "manifest.json").read_text()
@@ -261,20 +261,17 @@ def test_a_hostile_tar_as_input_is_refused_or_becomes_problems(tmp_path: Path, n
         ("img2dataset", [str(inside), "--label-field", "label"]),
         ("table", [str(tmp_path / "t.csv"), "--images", str(inside / "00000.tar")]),
     ):
-        for _ in drain(source, words, tmp_path, tmp_path):
-            pass
+        read_watched(source, words, tmp_path)
 
 
-def drain(source: str, words: list[str], out: Path, allowed: Path) -> Iterator[None]:
+def read_watched(source: str, words: list[str], allowed: Path) -> None:
     """Reads all records of a source and their images."""
     parser = argparse.ArgumentParser()
     load_source(source).add_options(parser)
     options = parser.parse_args(words)
-    options.out = out / "set"
-    list_records(source, options)  # imports what it needs
+    options.out = allowed / "set"
     with watched(allowed):
         list_records(source, options)
-    yield
 
 
 def list_records(source: str, options: argparse.Namespace) -> None:
@@ -302,6 +299,24 @@ def test_a_hostile_tar_inside_a_set_is_reported(place: Path, tmp_path: Path) -> 
             assert all(line.isprintable() for line in lines)
 
 
+def test_a_queue_in_place_of_a_file_is_not_waited_for(place: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(place / "many", tmp_path / "many"))
+    for path in sorted(folder.iterdir()):
+        path.rename(tmp_path / "kept")
+        os.mkfifo(path)
+        with watched(folder):
+            if path.name == "manifest.json":
+                with pytest.raises(ShardError, match=r"no manifest\.json"):
+                    Manifest.load(folder)
+            else:
+                manifest = Manifest.load(folder)
+                lines = [str(problem) for problem in inspect_set(manifest).named()]
+                assert any(line.startswith(f"{path.name}: ") for line in lines)
+                read_all(manifest)
+        path.unlink()
+        (tmp_path / "kept").rename(path)
+
+
 def test_tars_of_other_data_sets_survive_any_damage(tmp_path: Path) -> None:
     chance = random.Random(0)
     stream = io.BytesIO()
@@ -315,5 +330,4 @@ def test_tars_of_other_data_sets_survive_any_damage(tmp_path: Path) -> None:
     inside.mkdir()
     for _ in range(60):
         (inside / "0.tar").write_bytes(mutate(stream.getvalue(), chance))
-        for _ in drain("img2dataset", [str(inside), "--label-field", "label"], tmp_path, tmp_path):
-            pass
+        read_watched("img2dataset", [str(inside), "--label-field", "label"], tmp_path)

@@ -127,7 +127,7 @@ def test_without_the_source_what_is_intact_stays(orphan: Manifest, run: Run, nam
         assert files_of(orphan.folder) == whole
     else:
         assert ran.code == 1
-        assert f"{len(before) - len(after)} lost, listed in" in ran.out
+        assert f"{len(before) - len(after)} lost\n  listed in" in ran.out
         listed = lost_rows(orphan.folder)
         assert {row[0] for row in listed} == {TRAIN}
         assert len(listed) == len(before) - len(after)
@@ -154,6 +154,17 @@ def test_where_the_source_comes_back_the_set_becomes_what_it_was(orphan: Manifes
     shutil.copytree(place / "release", orphan.folder.parent / "gone")
     ran = repair(run, orphan.folder)
     assert ran.code == 0, ran.out
+    assert files_of(orphan.folder) == whole
+
+
+def test_a_source_that_comes_back_with_more_in_it_is_good_enough(orphan: Manifest, place: Path, run: Run) -> None:
+    """What the shard had is known from the sidecar in quarantine."""
+    whole = files_of(orphan.folder)
+    flip_pixels(orphan.folder)
+    assert repair(run, orphan.folder).code == 1
+    shutil.copytree(place / "release", orphan.folder.parent / "gone")
+    (orphan.folder.parent / "gone/cat/more.jpg").write_bytes(picture(99))
+    assert repair(run, orphan.folder).code == 0
     assert files_of(orphan.folder) == whole
 
 
@@ -279,6 +290,46 @@ def test_tars_that_were_exchanged_or_renamed_are_put_back(orphan: Manifest, run:
     ran = repair(run, orphan.folder)
     assert (ran.code, ran.out.count("put back")) == (0, 3)
     assert files_of(orphan.folder) == whole
+
+
+@pytest.mark.parametrize(("kept", "broken"), [(TRAIN, "train-000001.tar"), ("train-000001.tar", TRAIN)])
+@pytest.mark.parametrize("has_source", [True, False])
+def test_a_tar_under_the_name_of_another_leaves_no_sample_twice(
+    orphan: Manifest, place: Path, run: Run, kept: str, broken: str, has_source: bool
+) -> None:
+    whole = files_of(orphan.folder)
+    if has_source:
+        shutil.copytree(place / "release", orphan.folder.parent / "gone")
+    shutil.copyfile(orphan.folder / kept, orphan.folder / broken)
+    assert "its key occurs before" in run("check", orphan.folder, "--workers", 1).out
+    ran = repair(run, orphan.folder)
+    if has_source:
+        assert (ran.code, ran.out.count("train-"), files_of(orphan.folder) == whole) == (0, 1, True), ran.out
+    else:
+        assert (ran.code, f"{broken}: 0 of 4 samples kept; 4 lost" in ran.out) == (1, True)
+        assert files_of(orphan.folder)[kept] == whole[kept]
+
+
+def test_a_source_that_lists_images_and_has_none_does_not_hold_up_the_rest(run: Run, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    lines = ["image,label"]
+    for n in range(210):
+        (images / f"{n}.jpg").write_bytes(picture(n, size=(8, 8)))
+        lines.append(f"{n}.jpg,{n % 2}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    words = ("--images", f"file://{images}", "--train-only", "--workers", 1, "--out", tmp_path / "pets")
+    assert run("make", "table", tmp_path / "t.csv", *words).code == 0
+    flip_pixels(tmp_path / "pets")
+    images.rename(tmp_path / "moved")
+    ran = repair(run, tmp_path / "pets")
+    assert (ran.code, "the source: 100 images in a row" in ran.out, "209 of 210 samples kept" in ran.out) == (
+        1,
+        True,
+        True,
+    )
+    (tmp_path / "moved").rename(images)
+    assert repair(run, tmp_path / "pets").code == 0
 
 
 def test_samples_that_were_written_broken_are_taken_out(pets: Manifest, run: Run) -> None:
