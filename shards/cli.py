@@ -1,4 +1,4 @@
-"""`shards COMMAND`. Exit codes: 0 done, 1 a set is broken (or an audit --strict found a leak), 2 the user's mistake, 130 Ctrl-C."""
+"""`shards COMMAND`. Exit codes: 0 done, 1 a broken set or a leak (`audit --strict`), 2 the user's mistake, 130 Ctrl-C."""
 
 from __future__ import annotations
 

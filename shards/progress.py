@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shards.maker import Watch
+from shards.making.maker import Watch
 
 
 @contextmanager

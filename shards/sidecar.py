@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.checking.problem import Part, Report
+from shards.checking.walk import Broken, Found
 from shards.classes import Classes
 from shards.errors import ShardError
 from shards.manifest import LABELS, SIDECAR, Manifest
 from shards.npy import find_flaw, read_rows
-from shards.problem import Part, Report
 from shards.ustar import BLOCK, END
-from shards.walk import Broken, Found
 
 OFFSETS = (SIDECAR.names or ())[:5]
 

@@ -68,7 +68,9 @@ class DataConfig(Section):
                     splits = sorted({shard.split for shard in manifest.shards})
                     found.append((f"data.mixture.{name}", f"has no training samples, only {', '.join(splits)}"))
                 elif manifest.is_multi_label:
-                    text = "has images with several labels, which no head or loss here can train on; give each image one"
+                    text = (
+                        "has images with several labels, which no head or loss here can train on; give each image one"
+                    )
                     found.append((f"data.mixture.{name}", text))
                 rows += round(self.mixture[name] * sum(shard.samples for shard in manifest.select("train")))
             except ShardError as error:

@@ -11,7 +11,7 @@ from shards.audit.examine import Audit
 from shards.audit.findings import SEVERITIES, Finding
 from shards.audit.images import Images
 from shards.audit.phash import NUM_BITS
-from shards.page import Page, Tile
+from shards.showing.page import Page, Tile
 
 if TYPE_CHECKING:
     from rich.table import Table

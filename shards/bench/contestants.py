@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.imaging import Look
-from shards.layout import Sizes
-from shards.maker import Order, make_set
-from shards.rules import Rules
+from shards.images.imaging import Look
+from shards.making.layout import Sizes
+from shards.making.maker import Order, make_set
+from shards.making.rules import Rules
 from shards.sources import folder
 
 SHORT_SIDE = 256

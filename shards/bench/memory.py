@@ -18,9 +18,9 @@ from pathlib import Path
 from shards.bench.outcome import Goal, Outcome
 from shards.bench.turns import Watch
 from shards.errors import ShardError
-from shards.output import partial_folder
+from shards.making.output import partial_folder
 from shards.pool import usable_cpus
-from shards.tables import Table
+from shards.showing.tables import Table
 
 FOLDER_IMAGES = 1000
 MOST_LINKS = 50  # folders that share one file; no file system that we know allows fewer names for a file

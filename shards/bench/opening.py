@@ -21,7 +21,7 @@ from shards.bench.outcome import Goal, Outcome
 from shards.bench.turns import Watch
 from shards.classes import Classes
 from shards.manifest import SIDECAR, Manifest, Shard, write_manifest
-from shards.tables import Table
+from shards.showing.tables import Table
 
 SHARD_SAMPLES = 10_000
 SAMPLE_BYTES = 25_600

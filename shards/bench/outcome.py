@@ -10,7 +10,7 @@ from typing import Any
 
 from shards import __version__
 from shards.pool import usable_cpus
-from shards.tables import Table
+from shards.showing.tables import Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from shards.bench.contestants import describe
 from shards.errors import ShardError
-from shards.listing import is_image, walk_files
+from shards.inputs.listing import is_image, walk_files
 from shards.sources.sample.pixels import load_photo
 
 SAMPLES = ("china", "flower", "cat", "coffee", "hubble", "motorcycle", "rocket")

@@ -18,9 +18,9 @@ from shards.bench.outcome import Goal, Outcome
 from shards.bench.photos import write_photos
 from shards.bench.turns import Contestant, Turns, Watch, open_processes, take_turns
 from shards.errors import ShardError
-from shards.imaging import Look, prepare
+from shards.images.imaging import Look, prepare
 from shards.pool import usable_cpus
-from shards.tables import Table
+from shards.showing.tables import Table
 
 TAR, TAR_PHOTOS, TARFILE = "tar -cf, photos and jsons", "tar -cf, photos only", "Python's tarfile"
 SHARD_WRITER, SHARD_WRITER_SUMS = "webdataset ShardWriter", "ShardWriter, then sha256 of its tars"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shards.commands import make
 from shards.errors import ShardError
-from shards.options import (
+from shards.making.options import (
     add_image_options,
     add_set_options,
     add_split_options,
@@ -54,10 +54,10 @@ def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """shards append"""
-    from shards.base import Base
-    from shards.maker import Made
+    from shards.making.base import Base
+    from shards.making.maker import Made
+    from shards.making.merge import append_set
     from shards.manifest import Manifest
-    from shards.merge import append_set
     from shards.progress import progress_bar
 
     folder: Path = options.folder

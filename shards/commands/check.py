@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """shards check"""
-    from shards.check import describe, inspect_set
+    from shards.checking.check import describe, inspect_set
     from shards.manifest import Manifest
     from shards.progress import progress_bar
 
@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
 
 def repair(manifest: Manifest, workers: int) -> int:
     """shards check --repair"""
+    from shards.checking.repair import repair_set
     from shards.progress import progress_bar
-    from shards.repair import repair_set
 
     with progress_bar(manifest.name) as watch:
         outcome = repair_set(manifest, workers=workers, watch=watch)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import ShardError, first_few
 from shards.files import place_path
-from shards.options import (
+from shards.making.options import (
     add_image_options,
     add_set_options,
     add_split_options,
@@ -21,7 +21,7 @@ from shards.options import (
 from shards.sources import load_source, source_names, summary
 
 if TYPE_CHECKING:
-    from shards.maker import Made
+    from shards.making.maker import Made
 
 EXAMPLES = """examples:
   shards make folder photos --out shard_sets/photos --min-images 2 --max-side 512
@@ -64,8 +64,8 @@ def expand(words: Sequence[str]) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """shards make"""
-    from shards.maker import make_set
-    from shards.output import name_of
+    from shards.making.maker import make_set
+    from shards.making.output import name_of
     from shards.progress import progress_bar
 
     order = read_order(options, options.out)

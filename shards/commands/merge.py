@@ -25,8 +25,8 @@ def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> int:
     """shards merge"""
     from shards.commands.make import describe
-    from shards.maker import Made
-    from shards.merge import merge_sets
+    from shards.making.maker import Made
+    from shards.making.merge import merge_sets
     from shards.progress import progress_bar
 
     with progress_bar(options.out.name) as watch:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shards.commands import make
 from shards.files import place_path
-from shards.options import add_image_options, add_set_options, rule_defaults
+from shards.making.options import add_image_options, add_set_options, rule_defaults
 
 EXAMPLES = """examples:
   shards reshard shard_sets/food --out shard_sets/food_1gb --shard-mb 1000

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from shards.manifest import Manifest
-    from shards.stats import Stats
-    from shards.tables import Table
+    from shards.showing.stats import Stats
+    from shards.showing.tables import Table
 
 BESIDE = Path()
 """`--page` without a file."""
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise ShardError("--sample shows one sample; leave --page out")
     manifest = Manifest.load(options.folder)
     if options.sample is not None:
-        from shards.lookup import describe_found, find_sample, save_image
+        from shards.showing.lookup import describe_found, find_sample, save_image
 
         found = find_sample(manifest, options.sample)
         if options.to:
@@ -82,8 +82,8 @@ def outside(folder: Path, path: Path) -> Path:
 
 def show(manifest: Manifest, *, as_json: bool, page: Path | None) -> int:
     """Prints the numbers and writes the page."""
-    from shards import tables
-    from shards.stats import Stats
+    from shards.showing import tables
+    from shards.showing.stats import Stats
 
     stats = Stats(manifest)
     if as_json:
@@ -91,7 +91,7 @@ def show(manifest: Manifest, *, as_json: bool, page: Path | None) -> int:
     else:
         print_set(stats)
     if page:
-        from shards.overview import fill_page
+        from shards.showing.overview import fill_page
 
         fill_page(stats).write(page)
         if not as_json:
@@ -104,7 +104,7 @@ def print_set(stats: Stats) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from shards import tables
+    from shards.showing import tables
 
     manifest, about = stats.manifest, stats.manifest.about
     console = Console(markup=False, highlight=False, emoji=False)
@@ -125,7 +125,7 @@ def to_rich(table: Table) -> RichTable:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    from shards.page import format_cell, is_numeric
+    from shards.showing.page import format_cell, is_numeric
 
     drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for at, column in enumerate(table.columns):

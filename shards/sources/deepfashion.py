@@ -24,8 +24,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards import release
 from shards.errors import ShardError
+from shards.inputs import release
 from shards.record import Box, Record
 
 DOCUMENTED_AT = "http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/Consumer2ShopRetrieval.html"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from shards.errors import ShardError, did_you_mean, first_few
 from shards.files import below, is_url, path_of, place_path, shown
-from shards.listing import IMAGE_SUFFIXES, Entry, is_image, list_folders, walk_files
+from shards.inputs.listing import IMAGE_SUFFIXES, Entry, is_image, list_folders, walk_files
 from shards.place import File
 from shards.record import Record
 

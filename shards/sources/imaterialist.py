@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards import release
 from shards.errors import ShardError
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://www.kaggle.com/competitions/imaterialist-fashion-2020-fgvc7/data"

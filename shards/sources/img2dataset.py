@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 
 from shards.errors import ShardError, did_you_mean
 from shards.files import is_url, path_of, place_path, shown
-from shards.listing import IMAGE_SUFFIXES, Entry, walk_files
-from shards.members import Member, open_plain, walk_members
+from shards.inputs.listing import IMAGE_SUFFIXES, Entry, walk_files
+from shards.inputs.members import Member, open_plain, walk_members
+from shards.inputs.rows import load_json, storable
 from shards.place import Span
 from shards.record import Record, Unreadable
-from shards.rows import load_json, storable
 
 VERIFIED = True  # with what img2dataset 1.47.0 wrote
 DOCUMENTED_AT = "https://github.com/rom1504/img2dataset"

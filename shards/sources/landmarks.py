@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards import release
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://github.com/cvdfoundation/google-landmark"

@@ -20,8 +20,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from shards import release
 from shards.errors import ShardError, did_you_mean
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://github.com/morrisfl/UniFEx/blob/main/src/datasets/DATASET.md"

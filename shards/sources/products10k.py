@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from shards import release
 from shards.errors import ShardError
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://products-10k.github.io/challenge.html"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shards.errors import ShardError
+from shards.inputs.rows import load_json
 from shards.key import key_hash
 from shards.place import Span
 from shards.record import Record
-from shards.rows import load_json
 from shards.ustar import BLOCK, parse_header
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from shards import release
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://cvgl.stanford.edu/projects/lifted_struct/"

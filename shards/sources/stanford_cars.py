@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards import release
 from shards.errors import ShardError
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.StanfordCars.html"

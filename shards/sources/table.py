@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from shards.cells import FORMATS, read_box, read_image, read_labels
 from shards.errors import ShardError, did_you_mean
 from shards.files import is_url, open_binary, open_part, parent, path_of, place_path, shown
+from shards.inputs.cells import FORMATS, read_box, read_image, read_labels
+from shards.inputs.rows import KINDS, Row, Table, open_table, storable
+from shards.inputs.store import Store, TarStore, open_store
 from shards.place import File
 from shards.record import Record, Unreadable
-from shards.rows import KINDS, Row, Table, open_table, storable
-from shards.store import Store, TarStore, open_store
 
 COLUMNS = ("image", "bytes", "label", "domain", "group", "split", "role")
 TEXT = ("label", "domain", "group", "split", "role")

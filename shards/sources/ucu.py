@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from shards import release
+from shards.inputs import release
 from shards.record import Record
 
 DOCUMENTED_AT = "https://github.com/PrometheusUA/image-retrieval/blob/main/utils/data.py"

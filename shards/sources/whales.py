@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from shards import release
 from shards.errors import ShardError
+from shards.inputs import release
 from shards.record import Box, Record
 
 HUMPBACK_AT = "https://www.kaggle.com/competitions/humpback-whale-identification/data"

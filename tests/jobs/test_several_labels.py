@@ -21,6 +21,10 @@ def test_training_and_evaluation_refuse_them(tmp_path: Path) -> None:
     [(where, why)] = loader.DataConfig(mixture={"tags": 1.0}, batch=2).problems(tmp_path / "sets")
     assert (where, why[:31]) == ("data.mixture.tags", "has images with several labels,")
     config = evaluate.Config.model_construct(
-        shards_root=tmp_path / "sets", data=evaluate.EvaluationData(set="tags"), model=tmp_path, compare={}, baselines=()
+        shards_root=tmp_path / "sets",
+        data=evaluate.EvaluationData(set="tags"),
+        model=tmp_path,
+        compare={},
+        baselines=(),
     )
     assert ("data.set", "set 'tags' has images with several labels, and no metric here takes them") in config.problems()

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.catalog import fill
 from shards.cli import main
+from shards.making.catalog import fill
+from shards.making.rules import Rules
+from shards.making.split import make_plan
 from shards.manifest import Manifest
 from shards.record import ROLES, SPLITS, Record
-from shards.rules import Rules
-from shards.split import make_plan
 
 Run = Callable[..., "Ran"]
 FIVE_CLASSES = {"cat": 7, "dog": 3, "fox": 3, "hen": 2, "owl": 4}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.imaging import Look, prepare
+from shards.images.imaging import Look, prepare
 from shards.record import Unreadable
 from tests.shards.conftest import picture
 
@@ -255,7 +255,7 @@ def test_looking_at_the_structure_needs_no_imaging_library(tmp_path: Path) -> No
     (tmp_path / "a.jpg").write_bytes(picture(1))
     (tmp_path / "a.png").write_bytes(picture(1, kind="PNG"))
     program = (
-        "import pathlib, sys; from shards.imaging import Look, prepare\n"
+        "import pathlib, sys; from shards.images.imaging import Look, prepare\n"
         "for path in pathlib.Path(sys.argv[1]).iterdir(): prepare(path.read_bytes(), Look(verify='structure'))\n"
         "print(sorted({'PIL', 'cv2', 'simplejpeg'} & set(sys.modules)))"
     )

@@ -16,9 +16,9 @@ import pytest
 from shards import files
 from shards.errors import ShardError
 from shards.files import below, open_binary, open_part, parent, place_path, read_bytes, shown
-from shards.listing import is_image, list_folders, walk_files
-from shards.members import Member, open_plain, walk_members
-from shards.store import TarStore, open_store
+from shards.inputs.listing import is_image, list_folders, walk_files
+from shards.inputs.members import Member, open_plain, walk_members
+from shards.inputs.store import TarStore, open_store
 from tests.shards.sourcing import Server, serve
 
 CONTENT = bytes(range(256)) * 40

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from shards.errors import ShardError
-from shards.folds import assign_folds
+from shards.making.folds import assign_folds
+from shards.making.rules import Rules
 from shards.place import File
 from shards.record import Record
-from shards.rules import Rules
 from tests.shards.conftest import place
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 import shards
-from shards.check import inspect_set
+from shards.checking.check import inspect_set
+from shards.checking.repair import repair_set
 from shards.cli import main
 from shards.errors import ShardError
 from shards.manifest import Manifest
-from shards.repair import repair_set
 from shards.sources import load_source
 from tests.shards.conftest import files_of, picture
 from tests.shards.test_check import samples_of

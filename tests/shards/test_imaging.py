@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from shards.errors import ShardError
-from shards.imaging import Look, prepare
+from shards.images.imaging import Look, prepare
 from shards.record import Box, Unreadable
 from tests.shards.conftest import picture
 

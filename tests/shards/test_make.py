@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.layout import Sizes
-from shards.maker import Order, make_set
+from shards.making.layout import Sizes
+from shards.making.maker import Order, make_set
+from shards.making.rules import Rules
 from shards.manifest import Manifest
 from shards.place import Inline
 from shards.record import Record
-from shards.rules import Rules
 from tests.shards.conftest import Run, files_of, picture, write_release
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import chart
-from shards.chart import draw_histogram
 from shards.errors import ShardError
-from shards.page import Page, Tile
+from shards.showing import chart
+from shards.showing.chart import draw_histogram
+from shards.showing.page import Page, Tile
 from tests.shards.conftest import picture
 
 HOSTILE = "</style></title><script>alert(1)</script><img src=x onerror=alert(2)> \" onload='x' & \u202e \udcff"

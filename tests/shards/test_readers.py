@@ -117,7 +117,7 @@ def test_pythons_tarfile_lists_every_sample(made: Manifest) -> None:
 
 def test_long_names_are_cut_and_still_found(run: Run, tmp_path: Path) -> None:
     """63 letters of two bytes each are 378 characters once encoded; a domain may fill the prefix of the header."""
-    from shards.maker import Order, make_set
+    from shards.making.maker import Order, make_set
 
     records = [
         Record("м" * 60, f"{'ж' * 63}{n % 5}", f"{'ж' * 63}{n % 5}/{'ъ' * 63}{n}.jpg", Inline(picture(n)))

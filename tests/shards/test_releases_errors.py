@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ShardError
+from shards.inputs.release import read_rows
 from shards.manifest import Manifest
 from shards.record import Record
-from shards.release import read_rows
 from shards.sources import load_source
 from tests.shards.conftest import Run
 from tests.shards.releases import LAYOUTS, Layout, gldv2_id, write_list, write_sop

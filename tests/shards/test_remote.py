@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.output import partial_folder
+from shards.making.output import partial_folder
 from tests.shards.conftest import Run, files_of, picture
 
 
@@ -49,7 +49,19 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(run: Run, tmp_path: Path)
         for view in range(12):
             (release / label / f"{view}.jpg").write_bytes(picture(ord(label) * 100 + view, size=(900, 700)))
     out = f"file://{tmp_path}/there/pets"
-    make = ["make", "folder", str(release), "--out", out, "--shard-samples", "2", "--workers", "1", "--short-side", "40"]
+    make = [
+        "make",
+        "folder",
+        str(release),
+        "--out",
+        out,
+        "--shard-samples",
+        "2",
+        "--workers",
+        "1",
+        "--short-side",
+        "40",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "shards", *make])
     partial = partial_folder(out)
     deadline = time.monotonic() + 30

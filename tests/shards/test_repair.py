@@ -450,7 +450,7 @@ def test_killed_at_any_rename_another_repair_goes_on(
 
 
 def test_two_repairs_of_one_set_exclude_each_other(pets: Manifest, run: Run) -> None:
-    from shards.output import locked
+    from shards.making.output import locked
 
     flip_in_label(pets.folder)
     with locked(pets.folder.with_name("pets.repair.partial")):

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from sklearn.datasets import load_sample_image
 
-from shards.imaging import Look, prepare
+from shards.images.imaging import Look, prepare
 from tests.shards.test_imaging import opened, save, show
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "china.jpg", "flower.jpg")

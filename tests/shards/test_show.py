@@ -19,8 +19,8 @@ from PIL import Image
 from shards.classes import Classes
 from shards.key import encode, encode_domain
 from shards.manifest import Manifest, Shard, write_labels, write_manifest, write_sidecar
-from shards.sizes import HEAD_BYTES, measure_images
-from shards.stats import Stats
+from shards.showing.sizes import HEAD_BYTES, measure_images
+from shards.showing.stats import Stats
 from shards.tar import Ready, TarWriter
 from tests.shards.conftest import Run, picture
 

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from shards.errors import ShardError
+from shards.making.rules import Rules
 from shards.place import File
 from shards.record import Record
-from shards.rules import Rules
 from tests.shards import conftest
 from tests.shards.conftest import Placed
 

@@ -233,7 +233,7 @@ def test_shards_that_lack_a_file_that_is_back_are_written_again(
             return records
 
         patch.setattr(folder, "records", without_one)
-        patch.setattr("shards.maker.finish", stop)
+        patch.setattr("shards.making.maker.finish", stop)
         with pytest.raises(RuntimeError):
             run("make", "folder", release, "--out", out, *OPTIONS)
     (tmp_path / "0.jpg").rename(image)

@@ -1,0 +1,272 @@
+"""`shards make`: records in, a finished set out.
+
+catalog   what the source says, written down             catalog.py
+plan      what is kept and where it goes                 filters.py split.py folds.py
+layout    which samples make which shard                 layout.py
+write     shard by shard, in several processes           writer.py pool.py
+finish    numbers of classes, lists, manifest, rename    this file, output.py
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import pool
+from shards.errors import ShardError, Stopped
+from shards.images.imaging import Look
+from shards.making import output
+from shards.making.base import Base
+from shards.making.catalog import Catalog, Skip, fill
+from shards.making.filters import usable
+from shards.making.layout import Sizes, Task, lay_out
+from shards.making.numbering import Numbering, number, renumber
+from shards.making.rules import Rules
+from shards.making.split import Plan, make_plan, without
+from shards.making.target import Target, open_target
+from shards.making.writer import Work, Written, thin, write_shard
+from shards.manifest import Manifest, Shard, write_manifest
+from shards.record import Record
+
+Watch = Callable[[int, int, int], None]
+"""Called with the number of images to do, of images done, and of bytes written."""
+NAMED_IN_ERROR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be made."""
+
+    out: Path | str
+    """A folder, or a URL that fsspec can write to."""
+    config: Mapping[str, Any]
+    """Source and options as they go into the manifest; two sets are the same if these and the records are."""
+    given: Mapping[str, str]
+    """Paths that were given; recorded, not compared."""
+    rules: Rules = field(default_factory=Rules)
+    sizes: Sizes = field(default_factory=Sizes)
+    look: Look = field(default_factory=Look)
+    seed: int = 0
+    max_skipped: float = 0.01
+    dropped: frozenset[int] = frozenset()
+    """Key hashes of samples to leave out."""
+    base: Base | None = None
+    """The set that this one will be added to."""
+    workers: int = 1
+    force: bool = False
+
+
+class NothingNew(Exception):
+    """Every image is in the base already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The result."""
+
+    manifest: Manifest
+    where: str
+    num_skipped: int = 0
+    num_small: int = 0
+    was_there: bool = False
+    num_found: int = 0
+    """Shards that an earlier run had finished."""
+
+
+def make_set(order: Order, records: Iterable[Record], watch: Watch = lambda total, images, num_bytes: None) -> Made:
+    """Makes the set, goes on with it, or finds that it is there."""
+    target = open_target(order.out)
+    target.check_free(force=order.force)
+    with output.locked(target.folder) as folder:
+        try:
+            if order.force:
+                output.clear_but(folder, (output.LOCK,))
+            output.tidy(folder)
+            catalog = fill(folder, rename(records, order.rules), seed=order.seed)
+            about = {"config": dict(order.config), "given": dict(order.given), "fingerprint": catalog.fingerprint}
+            if not order.force and (found := target.find_finished(about, changed_at=catalog.changed_at)):
+                output.remove(folder)
+                return Made(found, str(order.out), was_there=True)
+            output.agree(folder, about, changed_at=catalog.changed_at)
+            return write_set(target, order, catalog, about, watch)
+        except OSError as error:
+            raise ShardError(f"{folder}: {error.strerror or error}; {output.how_to_go_on(folder)}") from error
+        except KeyboardInterrupt as stop:
+            raise Stopped(output.how_to_go_on(folder)) from stop
+        finally:
+            output.leave(folder)
+
+
+def rename(records: Iterable[Record], rules: Rules) -> Iterator[Record]:
+    """The records, with the domains' new names."""
+    seen = set()
+    for record in records:
+        seen.add(record.domain)
+        new = rules.rename_domains.get(record.domain)
+        yield replace(record, domain=new) if new else record
+    unknown = sorted(rules.rename_domains.keys() - seen)
+    if unknown:
+        raise ShardError(f"--rename-domain {unknown[0]}=…: no such domain; there are: {', '.join(sorted(seen))}")
+
+
+def write_set(target: Target, order: Order, catalog: Catalog, about: Mapping[str, Any], watch: Watch) -> Made:
+    """From the catalog to the finished set."""
+    skips = Skips(order.max_skipped, len(catalog), catalog, list(catalog.skips))
+    skips.check()
+    there = usable(catalog, order.dropped, order.base)
+    if not there.any() and order.base:
+        raise NothingNew
+    plan = make_plan(catalog, there, order.rules, order.base)
+    num_small = int((there & ~plan.kept).sum())
+    tasks = lay_out(catalog, plan, order.sizes, order.look)
+    numbering = number(catalog, plan)
+    works = {task.file: as_work(target, order, catalog, numbering, task) for task in tasks}
+    found = {file: one for file in works if (one := target.find_written(file))}
+    written = write_all(works, found, order.workers, skips, watch)
+    plan, num_more = leave_out(target, works, written, catalog, plan, order.rules, skips)
+    skips.check()
+    shards = [one.shard for one in written.values() if one.shard.samples]
+    finish(target, order, catalog, plan, numbering, shards, skips, {**about, "small": num_small + num_more})
+    manifest = target.publish(force=order.force)
+    return Made(manifest, str(order.out), len(skips.found), num_small + num_more, num_found=len(found))
+
+
+def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering, task: Task) -> Work:
+    """A shard as the writing process needs it."""
+    rows = task.rows
+    return Work(
+        folder=target.folder,
+        file=task.file,
+        split=task.split,
+        role=task.role,
+        row=rows,
+        at=catalog["at"][rows],
+        length=catalog["length"][rows],
+        is_shared=catalog["is_shared"][rows],
+        numbers=numbering.of(catalog, rows),
+        labels=numbering.labels_of(catalog, rows),
+        look=order.look,
+        is_multi_label=catalog.is_multi_label,
+        url=target.url,
+    )
+
+
+def write_all(
+    works: Mapping[str, Work], found: Mapping[str, Written], workers: int, skips: Skips, watch: Watch
+) -> dict[str, Written]:
+    """Every shard by its file: those that an earlier run finished, and the rest written now."""
+    written = dict(found)
+    for one in found.values():
+        skips.add(one)
+    total = sum(len(work.row) for work in works.values())
+    before = sum(len(works[file].row) for file in written)
+    rest = sorted((work for file, work in works.items() if file not in written), key=lambda work: -len(work.row))
+    watch(total, before, 0)
+    count = lambda images, num_bytes: watch(total, before + images, num_bytes)  # noqa: E731
+    with closing(pool.run(write_shard, rest, workers=workers, watch=count)) as ready:
+        for one in ready:
+            written[one.shard.file] = one
+            skips.add(one)
+    watch(total, total, 0)
+    return {file: written[file] for file in works}
+
+
+def leave_out(
+    target: Target,
+    works: Mapping[str, Work],
+    written: dict[str, Written],
+    catalog: Catalog,
+    plan: Plan,
+    rules: Rules,
+    skips: Skips,
+) -> tuple[Plan, int]:
+    """Takes out, in place, what cannot stand without the images that proved unreadable.
+
+    Gives the plan without both, and how many went because their class is now too small.
+    """
+    lost = np.array([row for one in written.values() for row, _ in one.lost], np.int64)
+    if not len(lost):
+        return plan, 0
+    rest, lonely = without(catalog, plan, lost, rules)
+    gone = np.setdiff1d(np.flatnonzero(plan.kept & ~rest.kept), lost)
+    for file, work in works.items():
+        out = tuple(np.intersect1d(work.row, gone).tolist())
+        if out != written[file].left_out:
+            target.bring(file)
+            written[file] = thin(work, written[file], out)
+    skips.found += [Skip(int(row), "no readable index image of its class is left") for row in lonely]
+    return rest, len(gone) - len(lonely)
+
+
+def finish(
+    target: Target,
+    order: Order,
+    catalog: Catalog,
+    plan: Plan,
+    numbering: Numbering,
+    shards: Sequence[Shard],
+    skips: Skips,
+    about: Mapping[str, Any],
+) -> None:
+    """The files beside the tars."""
+    final = number(catalog, plan)
+    if final != numbering:
+        for shard in shards:
+            renumber(target.folder, shard, numbering, final, is_multi_label=catalog.is_multi_label)
+    if skips.found:
+        write_skips(target.folder / "skipped.csv", catalog, skips.found)
+    several = {"multi_label": True} if catalog.is_multi_label else {}
+    write_manifest(
+        target.folder,
+        name=output.name_of(order.out),
+        shards=shards,
+        domains=final.domain_names(catalog),
+        classes=final.class_table(catalog, plan),
+        groups=final.group_names(catalog),
+        about={**about, **several, "skipped": len(skips.found)},
+    )
+
+
+@dataclass(slots=True)
+class Skips:
+    """Images that cannot be used, and how many of them are too many."""
+
+    max_share: float
+    num_images: int
+    catalog: Catalog
+    found: list[Skip] = field(default_factory=list)
+
+    def add(self, written: Written) -> None:
+        """Counts those of a shard; stops early, but not before there are a few to name."""
+        self.found += [Skip(row, reason) for row, reason in written.lost]
+        if len(self.found) >= NAMED_IN_ERROR:
+            self.check()
+
+    def check(self) -> None:
+        """ShardError when there are too many."""
+        share = len(self.found) / self.num_images
+        if share > self.max_share:
+            few = self.found[:NAMED_IN_ERROR]
+            names = [record.name for record in self.catalog.records([skip.row for skip in few])]
+            named = [f"  {name}: {skip.reason}" for name, skip in zip(names, few, strict=True)]
+            named += ["  …"] if len(self.found) > len(named) else []
+            raise ShardError(
+                f"{len(self.found)} of {self.num_images} images cannot be used, more than --max-skipped "
+                f"{self.max_share:.3g}; mend or remove them, or allow more:\n" + "\n".join(named)
+            )
+
+
+def write_skips(path: Path, catalog: Catalog, skips: Sequence[Skip]) -> None:
+    """skipped.csv, sorted by name."""
+    records = catalog.records([skip.row for skip in skips])
+    rows = [(r.domain, r.label or "", r.source, s.reason) for r, s in zip(records, skips, strict=True)]
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("domain", "label", "source", "reason"))
+        table.writerows(sorted(rows))

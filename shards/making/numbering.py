@@ -1,0 +1,140 @@
+"""Ids of classes, domains and groups in a set: their ranks by name among those that have samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.classes import Classes
+from shards.making.catalog import Catalog
+from shards.making.split import Plan
+from shards.manifest import Shard, write_labels, write_sidecar
+from shards.record import SPLITS
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Numbering:
+    """Ids by the numbers that the catalog gave; -1 for what has no sample."""
+
+    classes: Ids
+    domains: Ids
+    groups: Ids
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Numbering) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("classes", "domains", "groups")
+        )
+
+    def of(self, catalog: Catalog, rows: NDArray[np.int64]) -> Ids:
+        """(n, 3): label, domain, group of sidecar rows."""
+        labels = np.append(self.classes, -1)[catalog["label"][rows]]
+        return np.stack((labels, self.domains[catalog["domain"][rows]], self.groups[catalog["group"][rows]]), 1)
+
+    def labels_of(self, catalog: Catalog, rows: NDArray[np.int64]) -> dict[int, tuple[int, ...]]:
+        """Class ids, sorted, by row: of images with several labels."""
+        pairs = catalog.pairs
+        if not len(pairs):
+            return {}
+        pairs = pairs[np.isin(pairs[:, 0], rows)]
+        labels: dict[int, list[int]] = {}
+        for row, label in zip(pairs[:, 0].tolist(), self.classes[pairs[:, 1]].tolist(), strict=True):
+            labels.setdefault(row, []).append(label)
+        return {row: tuple(sorted(ids)) for row, ids in labels.items()}
+
+    def domain_names(self, catalog: Catalog) -> list[str]:
+        """By id."""
+        return by_id(catalog.domains, self.domains)
+
+    def group_names(self, catalog: Catalog) -> list[tuple[str, str]]:
+        """(domain, group) by id."""
+        return by_id(catalog.groups, self.groups)
+
+    def class_table(self, catalog: Catalog, plan: Plan) -> Classes:
+        """classes.tsv, counted from the plan."""
+        rows, labels = labelled_rows(catalog, plan)
+        names = by_id(catalog.classes, self.classes)
+        ids = self.classes[labels]
+        flat = plan.split[rows].astype(np.int64) * len(names) + ids
+        table = np.bincount(flat, minlength=len(SPLITS) * len(names)).reshape(len(SPLITS), -1)
+        groups = common_group(ids, catalog["group"][rows], len(names))
+        return Classes(
+            domains=tuple(domain for domain, _ in names),
+            labels=tuple(label for _, label in names),
+            groups=tuple(catalog.groups[group][1] for group in groups.tolist()),
+            table=table.astype(np.int64),
+        )
+
+
+def number(catalog: Catalog, plan: Plan) -> Numbering:
+    """The ids of everything that the plan keeps."""
+    _, labels = labelled_rows(catalog, plan)
+    return Numbering(
+        classes=rank(catalog.classes, labels),
+        domains=rank(catalog.domains, catalog["domain"][plan.kept]),
+        groups=rank(catalog.groups, np.append(catalog["group"][plan.kept], 0)),
+    )
+
+
+def labelled_rows(catalog: Catalog, plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row, class number) of every label of every sample."""
+    if catalog.is_multi_label:
+        pairs = catalog.pairs[plan.kept[catalog.pairs[:, 0]]]
+        return pairs[:, 0], pairs[:, 1]
+    rows = np.flatnonzero(plan.kept & (catalog["label"] >= 0))
+    return rows, catalog["label"][rows].astype(np.int64)
+
+
+def rank(names: list[Any], used: NDArray[Any]) -> Ids:
+    """Rank by name among the used numbers, -1 for the others."""
+    ids = np.full(len(names), -1, np.int64)
+    for at, number in enumerate(sorted(np.unique(used).tolist(), key=lambda number: names[number])):
+        ids[number] = at
+    return ids
+
+
+def by_id(names: list[Any], ids: Ids) -> list[Any]:
+    """The names in the order of their ids."""
+    listed: list[Any] = [None] * int(ids.max(initial=-1) + 1)
+    for name, at in zip(names, ids.tolist(), strict=True):
+        if at >= 0:
+            listed[at] = name
+    return listed
+
+
+def common_group(ids: Ids, groups: NDArray[Any], num_classes: int) -> Ids:
+    """The group that all images of a class share, else 0."""
+    low = np.full(num_classes, np.iinfo(np.int64).max)
+    high = np.zeros(num_classes, np.int64)
+    np.minimum.at(low, ids, groups)
+    np.maximum.at(high, ids, groups)
+    return np.where(low == high, high, 0)
+
+
+def renumber(folder: Path, shard: Shard, old: Numbering, new: Numbering, *, is_multi_label: bool) -> None:
+    """Writes the shard's sidecar with other ids."""
+    rows = np.load(folder / shard.sidecar, allow_pickle=False)
+    for name, before, after in (
+        ("label", old.classes, new.classes),
+        ("domain", old.domains, new.domains),
+        ("group", old.groups, new.groups),
+    ):
+        rows[name] = translation(before, after)[rows[name].astype(np.int64)]
+    write_sidecar(folder, shard, rows)
+    if is_multi_label:
+        pairs = np.load(folder / shard.labels, allow_pickle=False)
+        pairs["label"] = translation(old.classes, new.classes)[pairs["label"]]
+        write_labels(folder, shard, pairs)
+
+
+def translation(before: Ids, after: Ids) -> Ids:
+    """New id by old id; the last one is for -1."""
+    table = np.full(int(before.max(initial=-1)) + 2, -1, np.int64)
+    table[before] = after
+    table[-1] = -1
+    return table

@@ -1,0 +1,274 @@
+"""Where every record goes: train, or an evaluation split as query, index or distractor.
+
+A split that the release brings wins. Without one, each class draws a number from a hash of `domain/label`: below
+`dev_fraction` it is a dev class, then come `test_fraction` and train. So a class keeps its place when others are added.
+The one exception keeps tiny sets usable: where a domain has at least 4 classes, the 2 with the smallest numbers are dev
+whatever the numbers are (and the next 2 test, from 6 classes on, if test is asked for), and the 2 with the largest stay
+in train. With `folds`, one fold of a stratified group k-fold (folds.py) is dev. Within an evaluation class one image is
+the query, two from 6 images on (smallest hashes of their keys), the rest is the index. An image without a label is a
+distractor. Where images have several labels there are no classes to keep apart: each image (or its group) draws for
+itself, and a fifth of the evaluation images, but at least one, are queries.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ShardError, first_few
+from shards.key import draw
+from shards.making.base import Base
+from shards.making.catalog import NOT_SAID, PLACES, Catalog, ClassName
+from shards.making.filters import Bools, count_classes, keep, position_in_run, refuse_single
+from shards.making.folds import assign_folds
+from shards.making.rules import Rules
+from shards.record import ROLES, SPLITS
+
+DEV_FRACTION = 0.2
+IMAGES_FOR_TWO_QUERIES = 6
+QUERY_SHARE = 0.2  # of images with several labels
+OUT = -1
+TRAIN, DEV, TEST = range(3)  # positions in SPLITS
+QUERY, INDEX, DISTRACTOR = 1, 2, 3  # positions in ROLES; 0 is train
+Numbers = NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The place of every row of the catalog."""
+
+    split: Numbers
+    """Position in SPLITS, OUT where the row is left out."""
+    role: Numbers
+    """Position in ROLES."""
+
+    @property
+    def kept(self) -> Bools:
+        """Rows that become samples."""
+        kept: Bools = self.split != OUT
+        return kept
+
+
+def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = None) -> Plan:
+    """Places the `kept` records; ShardError where the rules cannot be met. Classes of the base go where they are there."""
+    kept = keep(catalog, kept, rules, base)
+    said = catalog["place"]
+    is_explicit = bool((said[kept] != NOT_SAID).any())
+    if is_explicit:
+        refuse_mixed(catalog, kept, rules)
+        split, role = read_places(catalog, kept)
+    else:
+        split = np.where(kept, draw_splits(catalog, kept, rules, base), OUT).astype(np.int8)
+        role = np.full(len(catalog), OUT, np.int8)
+    split[~kept] = OUT
+    if base:
+        is_known = np.array([name in base.splits for name in catalog.classes] + [False])
+        role[(role == OUT) & (split > TRAIN) & is_known[catalog["label"]]] = INDEX
+    give_roles(catalog, split, role, rules)
+    plan = Plan(split, role)
+    lonely = lonely_queries(catalog, plan)
+    if len(lonely) and not base:
+        names = [record.name for record in catalog.records(lonely[:4])]
+        raise ShardError(
+            f"{len(lonely)} queries have no index image of their class ({first_few(names)}): nothing could be found"
+        )
+    refuse_useless(catalog, plan, rules, is_explicit=is_explicit, is_addition=bool(base))
+    return plan
+
+
+def read_places(catalog: Catalog, kept: Bools) -> tuple[Numbers, Numbers]:
+    """(split, role) as the release says them; a row without label and place is a distractor of what is evaluated."""
+    parts = [(*place.split("_"), "")[:2] for place in PLACES]
+    split_of = np.array([SPLITS.index(split) for split, _ in parts] + [OUT], np.int8)
+    role_of = np.array([ROLES.index(role) if role else OUT for _, role in parts] + [OUT], np.int8)
+    split, role = split_of[catalog["place"]], role_of[catalog["place"]]
+    evaluated = DEV if (split[kept] == DEV).any() else TEST
+    split[kept & (catalog["place"] == NOT_SAID)] = evaluated
+    return split, role
+
+
+def draw_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> NDArray[Any]:
+    """Position in SPLITS for every row, where the release says nothing."""
+    if rules.folds:
+        return fold_splits(catalog, kept, rules)
+    if catalog.is_multi_label:
+        return image_splits(catalog, rules)
+    refuse_single(catalog, kept, rules, base)
+    counts = count_classes(catalog, kept)
+    names: list[ClassName] = catalog.classes
+    splits = split_classes({name: int(n) for name, n in zip(names, counts, strict=True) if n}, rules)
+    splits |= base.splits if base else {}
+    of_class = np.array([SPLITS.index(splits.get(name, "train")) for name in names] + [TRAIN])
+    dev, test = fractions(rules)
+    is_test = test > 0 and catalog["source_hash"] / 2**64 * (dev + test) >= dev
+    return np.where(catalog["label"] < 0, np.where(is_test, TEST, DEV), of_class[catalog["label"]])
+
+
+def fractions(rules: Rules) -> tuple[float, float]:
+    """dev, test"""
+    return DEV_FRACTION if rules.dev_fraction is None else rules.dev_fraction, rules.test_fraction or 0.0
+
+
+def split_classes(counts: Mapping[ClassName, int], rules: Rules) -> dict[ClassName, str]:
+    """train, dev or test for every class, by domain."""
+    splits = dict.fromkeys(counts, "train")
+    if rules.train_only:
+        return splits
+    dev_below, test = fractions(rules)
+    test_below = dev_below + test
+    by_domain: dict[str, list[ClassName]] = defaultdict(list)
+    for name in sorted(counts, key=draw):
+        if counts[name] >= 2:  # a lone image cannot be both query and index
+            by_domain[name[0]].append(name)
+    for names in by_domain.values():
+        num_dev = sum(draw(name) < dev_below for name in names)
+        num_test = sum(dev_below <= draw(name) < test_below for name in names)
+        if dev_below and len(names) >= 4:
+            num_dev = max(num_dev, 2)
+        if test_below > dev_below and len(names) >= 6:
+            num_test = max(num_test, 2)
+        evaluated = names[: -2 if len(names) >= 4 else None]
+        splits |= dict.fromkeys(evaluated[:num_dev], "dev")
+        splits |= dict.fromkeys(evaluated[num_dev : num_dev + num_test], "test")
+    return splits
+
+
+def image_splits(catalog: Catalog, rules: Rules) -> NDArray[Any]:
+    """Every image for itself, or with its group; those without labels are never trained on."""
+    dev, test = fractions(rules)
+    if rules.train_only:
+        dev = 0.0
+    of_group = np.array([draw(group) for group in catalog.groups])
+    drawn = np.where(catalog["group"] > 0, of_group[catalog["group"]], catalog["draw"] / 2**64)
+    split = np.where(drawn < dev, DEV, np.where(drawn < dev + test, TEST, TRAIN))
+    return np.where((split == TRAIN) & ~has_labels(catalog), DEV, split)
+
+
+def fold_splits(catalog: Catalog, kept: Bools, rules: Rules) -> NDArray[Any]:
+    """One fold is dev, the rest is for training; what has no label is dev."""
+    assert rules.folds is not None, "Rules sees to it"
+    rows = np.flatnonzero(kept & has_labels(catalog))
+    unit_column = catalog["label" if rules.fold_units == "class" else "group"]
+    missing = rows[unit_column[rows] < (0 if rules.fold_units == "class" else 1)]
+    if len(missing):
+        names = [record.name for record in catalog.records(missing[:4])]
+        raise ShardError(f"--fold-units {rules.fold_units}: {len(missing)} images have none ({first_few(names)})")
+    strata = catalog[rules.strata or "domain"]
+    counts: dict[int, Counter[Hashable]] = defaultdict(Counter)
+    for unit, stratum in zip(unit_column[rows].tolist(), strata[rows].tolist(), strict=True):
+        counts[unit][stratum] += 1
+    named = catalog.classes if rules.fold_units == "class" else catalog.groups
+    ranks = {unit: int(draw(named[unit]) * 2**53) for unit in counts}
+    folds = assign_folds(counts, rules.folds, ranks)
+    split = np.full(len(catalog), DEV)
+    split[rows] = [DEV if folds[unit] == rules.fold else TRAIN for unit in unit_column[rows].tolist()]
+    return split
+
+
+def has_labels(catalog: Catalog) -> Bools:
+    """Rows with one label or several."""
+    labelled: Bools = catalog["label"] >= 0
+    labelled = labelled.copy()
+    labelled[catalog.pairs[:, 0]] = True
+    return labelled
+
+
+def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules) -> None:
+    """Fills in, in place, the roles that nobody said."""
+    labelled = has_labels(catalog)
+    is_open = (split != OUT) & (role == OUT)
+    role[split == TRAIN] = 0
+    role[is_open & (split != TRAIN) & ~labelled] = DISTRACTOR
+    rows = np.flatnonzero(is_open & (split != TRAIN) & labelled)
+    if catalog.is_multi_label:
+        hashes = catalog["key_hash"][rows]
+        role[rows] = np.where((hashes / 2**64 < QUERY_SHARE) | (hashes == hashes.min(initial=2**64 - 1)), QUERY, INDEX)
+        return
+    order = rows[np.lexsort((catalog["key_hash"][rows], catalog["draw"][rows], catalog["label"][rows], split[rows]))]
+    unit = catalog["label"][order].astype(np.int64) * len(SPLITS) + split[order]
+    position = position_in_run(unit)
+    _, inverse, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    images = counts[inverse]
+    wanted = rules.queries or np.where(images < IMAGES_FOR_TWO_QUERIES, 1, 2)
+    role[order] = np.where(position < np.minimum(wanted, images - 1), QUERY, INDEX)
+
+
+def lonely_queries(catalog: Catalog, plan: Plan) -> NDArray[np.int64]:
+    """Rows of queries for which the index of their split has nothing to find."""
+    queries = np.flatnonzero(plan.role * plan.kept == QUERY)
+    is_index = plan.kept & (plan.role == INDEX)
+    if catalog.is_multi_label:
+        at, labels = catalog.pairs[:, 0], catalog.pairs[:, 1]
+        there = np.unique(labels[is_index[at]] * len(SPLITS) + plan.split[at][is_index[at]])
+        is_met = np.isin(labels * len(SPLITS) + plan.split[at], there)
+        return np.setdiff1d(queries, at[is_met])
+    unit = catalog["label"].astype(np.int64) * len(SPLITS) + plan.split
+    return queries[~np.isin(unit[queries], unit[is_index])]
+
+
+def without(catalog: Catalog, plan: Plan, lost: NDArray[np.int64], rules: Rules) -> tuple[Plan, NDArray[np.int64]]:
+    """(the plan without images that proved unreadable, rows of queries that have nothing to find any more).
+
+    Nothing moves: a lost image leaves a hole. What cannot stand without it goes too: the rest of a class that fell below
+    `min_images`, and queries that lost their last match.
+    """
+    split = plan.split.copy()
+    split[lost] = OUT
+    if rules.min_images and not catalog.is_multi_label:
+        small = count_classes(catalog, split != OUT) < rules.min_images
+        split[np.append(small, False)[catalog["label"]]] = OUT
+    rest = Plan(split, plan.role)
+    lonely = lonely_queries(catalog, rest)
+    split[lonely] = OUT
+    return rest, lonely
+
+
+def refuse_mixed(catalog: Catalog, kept: Bools, rules: Rules) -> None:
+    """A split that the release brings must cover everything with a label, and leaves nothing to choose."""
+    lacking = np.flatnonzero(kept & (catalog["place"] == NOT_SAID) & has_labels(catalog))
+    if len(lacking):
+        names = [record.name for record in catalog.records(lacking[:4])]
+        raise ShardError(
+            f"{len(lacking)} of {int(kept.sum())} images have no split ({first_few(names)}); give all or none one"
+        )
+    for option in ("dev_fraction", "test_fraction", "folds"):
+        value = getattr(rules, option)
+        if value is not None:
+            name = option.replace("_", "-")
+            raise ShardError(f"--{name} {value:g} would not be used: the input brings its own split; leave it out")
+    evaluated = int((kept & (catalog["place"] != 0)).sum())
+    if rules.train_only and evaluated:
+        raise ShardError(f"--train-only, but the input puts {evaluated} images into dev or test; leave it out")
+
+
+def refuse_useless(catalog: Catalog, plan: Plan, rules: Rules, *, is_explicit: bool, is_addition: bool) -> None:
+    """A set must be good for training and, unless told otherwise, for evaluation; one with its own split for either."""
+    is_trained = plan.split == TRAIN
+    if catalog.is_multi_label:
+        num_trained = len(np.unique(catalog.pairs[is_trained[catalog.pairs[:, 0]], 1]))
+    else:
+        num_trained = int((count_classes(catalog, is_trained) > 0).sum())
+    num_images = int(plan.kept.sum())
+    is_evaluation = is_explicit and not is_trained.any()
+    if not num_images:
+        raise ShardError("no image is left: every class was dropped; lower --min-images or raise --max-images")
+    if num_trained < 2 and not is_evaluation and not is_addition:
+        raise ShardError(
+            f"{num_trained} training classes among {num_images} images; training needs at least 2: "
+            "add classes, or lower --dev-fraction or --min-images"
+        )
+    evaluated = plan.kept & ~is_trained
+    if rules.train_only and evaluated.any():
+        raise ShardError(
+            f"{int(evaluated.sum())} images have no label, and --train-only leaves no evaluation split for them"
+        )
+    if not (rules.train_only or is_explicit or is_addition) and not (plan.role[evaluated] == QUERY).any():
+        raise ShardError(
+            f"none of the {num_trained} classes ended in an evaluation split, so nothing could be measured; "
+            "raise --dev-fraction, or pass --train-only to accept it"
+        )

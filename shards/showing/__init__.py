@@ -1,0 +1,1 @@
+"""What is in a set, for people: numbers, tables and pages."""
