@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from shards.errors import ShardError
 
@@ -22,13 +23,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-SECRETS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^/\s'\"@]*@)?([^\s'\"?]*)(?:\?[^\s'\"]*)?", re.IGNORECASE)
+IN_TEXT = re.compile(r"([a-z][a-z0-9+.-]*://)((?:(?!::[a-z][a-z0-9+.-]*://)[^\s'\"])*)", re.IGNORECASE)
+"""A URL in a text; of a chain (zip://a.png::https://host/b.zip) each link."""
+SECRET = re.compile(
+    r"key|token|auth|secret|(?<![a-z])sig(?![a-z])|signature|credential|password|expires", re.IGNORECASE
+)
+"""In the name of a parameter: its value is nobody else's business."""
 WEB = ("http", "https")
 TRIES, FIRST_PAUSE_S = 4, 0.5
 CONNECT_S, SILENCE_S = 30, 60  # how long a web server may take
 GONE = (404, 410)
 WORTH_ANOTHER_TRY = (408, 425, 429)  # of the HTTP errors below 500
 PIECE_BYTES = 2**20  # of what is read in place
+MAX_BYTES = 2**31  # of a file that is read whole
+MAX_PART = 255  # bytes of a name, in all common file systems
 
 
 def is_url(path: str | Path) -> bool:
@@ -37,13 +45,34 @@ def is_url(path: str | Path) -> bool:
 
 
 def shown(text: object) -> str:
-    """For messages: URLs in the text lose password and query, which may be a signature."""
-    return SECRETS.sub(r"\1\2", str(text))
+    """For messages: URLs in the text lose user, password, query and fragment, any of which may be a secret."""
+    return IN_TEXT.sub(lambda url: url[1] + re.split(r"[?#]", without_user(url[2]))[0], str(text))
+
+
+def without_user(url: str) -> str:
+    """`host/path` from `user:password@host/path`, also where the password holds an unescaped @ / ? or #."""
+    authority = re.split(r"[/?#]", url)[0]
+    _, at, host = authority.rpartition("@")
+    if not at and re.search(r":[^:\d\]]", authority):  # not a port, so the password goes on behind the /
+        return url.rpartition("@")[2]
+    return host + url[len(authority) :]
+
+
+def without_secrets(query: str) -> str:
+    """The query without the parameters that are secret by their name."""
+    return "&".join(part for part in query.split("&") if not SECRET.search(unquote(part.partition("=")[0])))
 
 
 def place_path(text: str) -> Path | str:
     """Type of an option that takes a path or a URL; a Path would fold the `//` of a URL."""
-    return text if is_url(text) else Path(text)
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a NUL, which no path can")
+    if is_url(text):
+        return text
+    too_long = [part for part in text.split("/") if len(os.fsencode(part)) > MAX_PART]
+    if too_long:
+        raise argparse.ArgumentTypeError(f"a name of more than {MAX_PART} bytes, {too_long[0][:40]}…: no file has one")
+    return Path(text)
 
 
 def path_of(place: str | Path) -> PurePosixPath:
@@ -75,6 +104,9 @@ def read_bytes(path: str, *, at: int = 0, num_bytes: int | None = None) -> bytes
         return with_retries(lambda: read_remote(path, at, num_bytes))
     try:
         with open(path, "rb", buffering=0) as file:
+            wanted = os.fstat(file.fileno()).st_size if num_bytes is None else num_bytes
+            if wanted > MAX_BYTES:
+                raise OSError(f"{wanted:.1e} bytes, larger than an image can be")
             if at:
                 file.seek(at)
             data = file.read() if num_bytes is None else file.read(num_bytes)

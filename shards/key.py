@@ -44,7 +44,7 @@ def draw(name: tuple[str, ...]) -> float:
 def key_of(record: Record, *, is_shared: bool) -> str:
     """The key that the record's sample gets; `is_shared` where another record would get the same one."""
     if record.key and not is_shared:
-        return record.key
+        return f"{encode_domain(record.domain)}/{record.key.rpartition('/')[2]}"  # the domain may have a new name
     stem = encode(stem_of(record.source))
     if len(stem) > MAX_STEM or is_shared:
         stem = shorten(stem, record.source, MAX_STEM)

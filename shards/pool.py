@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -158,8 +159,23 @@ def work(do: Callable[[W, Count], R], pipe: Connection, counts: Any, number: int
             except Cancelled:
                 return
             except Exception as error:
-                error.add_note("".join(traceback.format_exception(error)))  # the caller sees no frames of ours
-                answer = (False, error)  # type: ignore[assignment]
+                answer = (False, sendable(error))  # type: ignore[assignment]
             pipe.send(answer)
     except (EOFError, ConnectionError):
         return  # nobody is there any more
+
+
+def sendable(error: Exception) -> Exception:
+    """The error with its traceback as a note, for the caller sees no frames of ours; its words where it cannot travel.
+
+    An exception with an __init__ of its own can often be pickled but not be made again.
+    """
+    said = "".join(traceback.format_exception_only(error)).strip()
+    frames = "".join(traceback.format_exception(error))
+    try:
+        error.add_note(frames)
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(said)
+        error.add_note(frames)
+    return error

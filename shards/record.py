@@ -15,6 +15,12 @@ from shards.place import Place
 
 SPLITS = ("train", "dev", "test")
 ROLES = ("train", "query", "index", "distractor")
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What people call the splits."""
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels of the image as stored, before any EXIF rotation."""
 

@@ -40,3 +40,16 @@ def size(url: str) -> int:
         return int(with_retries(lambda: system.info(there))["size"])
     except FileNotFoundError:
         return -1
+
+
+def remove(url: str) -> None:
+    """Deletes a file."""
+    system, there = open_system(url)
+    with_retries(lambda: system.rm_file(there))
+
+
+def names_in(url: str) -> list[str]:
+    """Names of the files directly below a URL."""
+    system, there = open_system(url)
+    listed = with_retries(lambda: system.ls(there, detail=False, refresh=True))
+    return [str(path).rstrip("/").rpartition("/")[2] for path in listed]

@@ -60,7 +60,8 @@ def describe_search(audit: Audit) -> str:
     text = (
         f"Exact duplicates have equal bytes. Near duplicates have perceptual hashes that differ in at most "
         f"{audit.question.threshold_bits} of {NUM_BITS} bits, and pictures that, laid over each other, differ by at most "
-        f"{MOST_LEVELS:g} of 256 grey levels at every place; {audit.copies.num_candidates:,} pairs were looked at. "
+        f"{MOST_LEVELS:g} of 256 grey levels at every place once brightness and contrast are brought to one another; "
+        f"{audit.copies.num_candidates:,} pairs were looked at. "
         "Mirrored, turned and strongly cropped copies are not found."
     )
     left_out = audit.copies.num_left_out

@@ -71,6 +71,7 @@ class Origin:
         """The shard of these rows, to be written again. Its sidecar is made from the tar later, so ids are left out."""
         return Work(
             folder=self.folder,
+            into=self.folder,
             file=shard.file,
             split=shard.split,
             role=shard.role,
@@ -122,11 +123,11 @@ def find_parts(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
     about = manifest.about
     salvaged = about.get("salvaged", {})
     yield {**about, "fingerprint": salvaged.get("fingerprint", about.get("fingerprint"))}
-    seen = [about.get("config")]
+    seen = [(about.get("config"), about.get("given"))]
     appended = about.get("appended", [])
     for part in appended if isinstance(appended, list) else []:
-        if isinstance(part, dict) and part.get("config") not in seen:
-            seen.append(part.get("config"))
+        if isinstance(part, dict) and (said := (part.get("config"), part.get("given"))) not in seen:
+            seen.append(said)
             yield part
 
 

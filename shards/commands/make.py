@@ -92,6 +92,8 @@ def describe(made: Made) -> None:
     if shared.any() and not manifest.is_multi_label:
         names = [name for name, is_shared in zip(manifest.classes.class_names(), shared, strict=True) if is_shared]
         print(f"  {len(names)} classes have images in more than one split ({first_few(names)}), as the input says")
+    if made.num_dropped:
+        print(f"  {made.num_dropped} images left out by --drop")
     if made.num_small:
         print(f"  {made.num_small} images left out by the rules for classes")
     if made.num_skipped:

@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.errors import ShardError
+
 EXAMPLES = """examples:
   shards merge shard_sets/food shard_sets/cars --out shard_sets/both
 """
@@ -29,6 +31,10 @@ def run(options: argparse.Namespace) -> int:
     from shards.making.merge import merge_sets
     from shards.progress import progress_bar
 
+    if options.out.resolve() in [folder.resolve() for folder in options.folders]:
+        raise ShardError(
+            f"--out {options.out} is one of the sets to merge; choose another name, or see `shards append`"
+        )
     with progress_bar(options.out.name) as watch:
         manifest = merge_sets(options.folders, options.out, force=options.force, watch=watch)
     describe(Made(manifest, str(options.out)))

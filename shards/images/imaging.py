@@ -119,6 +119,37 @@ def change(data: bytes, header: Header, look: Look, box: Box | None) -> tuple[by
         return encode(draw(data, header, facts, area, size), kind, look.quality), EXTENSIONS[kind]
 
 
+def move_box(data: bytes, look: Look, box: Box) -> Box:
+    """Where the box of these bytes lies in the image that `prepare` stores of them when it crops nothing.
+
+    To be called for images that `prepare` took; in hundredths of a pixel where the image becomes another one.
+    """
+    if look.changes_nothing:
+        return box
+    header = read_header(data)
+    whole = header.width, header.height
+    size = fit((0, 0, *whole), look)
+    with pillow_limits(look.max_pixels):
+        orientation = read_facts(data, header).orientation
+    if size == whole and orientation == 1:
+        return box
+    across, down = size[0] / whole[0], size[1] / whole[1]
+    left, top, right, bottom = box
+    scaled = (left * across, top * down, right * across, bottom * down)
+    left, top, right, bottom = (round(edge, 2) for edge in turn_box(scaled, size, orientation))
+    return left, top, right, bottom
+
+
+def turn_box(box: Box, size: Size, orientation: int) -> Box:
+    """Upright, from what EXIF says; `size` is the image's before."""
+    left, top, right, bottom = box
+    if orientation in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
+
+
 def place_box(box: Box, margin: float, header: Header) -> Area:
     """The box with its margin in whole pixels, outwards, as far as it lies in the image."""
     left, top, right, bottom = box

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-from shards.files import shown
+from shards.files import shown, without_secrets, without_user
 from shards.inputs.rows import load_json
 from shards.inputs.store import Found, Store, inside
 from shards.place import File, Inline
@@ -17,6 +17,7 @@ from shards.record import Box, Unreadable
 REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 """What a URL in a cell may start with: a table from elsewhere must not choose files of this machine."""
 SIGNED = re.compile(r"(signature|credential|token|\bsig)=", re.IGNORECASE)
+"""A query that signs the request changes as a whole each time."""
 FORMATS = ("xyxy", "xywh")
 BETWEEN = re.compile(r"[\s,;]+")
 
@@ -59,13 +60,14 @@ def find_image(path: str | None, store: Store) -> tuple[str, Found]:
 
 
 def url_source(url: str) -> str:
-    """`host/path?query`; a query that signs the request is left out: it changes, and is nobody else's business."""
+    """`host/path?query` without secrets: what signs a request changes, and is nobody else's business."""
+    scheme, _, rest = url.partition("://")
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(f"{scheme}://{without_user(rest)}")
     except ValueError as error:
         raise Unreadable(f"{shown(url)}: {error}") from error
-    query = f"?{parts.query}" if parts.query and not SIGNED.search(parts.query) else ""
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+    query = "" if SIGNED.search(parts.query) else without_secrets(parts.query)
+    return f"{parts.netloc}{parts.path}{'?' if query else ''}{query}"
 
 
 def read_labels(cell: Any, separator: str) -> list[str]:

@@ -216,8 +216,14 @@ def skip_repeated(catalog: Catalog) -> None:
     rows = np.flatnonzero(~is_out)
     order = rows[np.argsort(catalog["source_hash"][rows], kind="stable")]
     hashes = catalog["source_hash"][order]
-    for row in np.sort(order[1:][hashes[1:] == hashes[:-1]]).tolist():
-        catalog.skips.append(Skip(row, "listed more than once"))
+    labels = catalog["label"]
+    is_twice = hashes[1:] == hashes[:-1]
+    for before, row in zip(order[:-1][is_twice].tolist(), order[1:][is_twice].tolist(), strict=True):
+        reason = "listed more than once"
+        if labels[row] != labels[before]:
+            other = catalog.classes[labels[before]][1] if labels[before] >= 0 else ""
+            reason += f", before with the label {other!r}" if other else ", before without a label"
+        catalog.skips.append(Skip(row, reason))
         is_out[row] = True
 
 

@@ -88,11 +88,15 @@ def sample_bytes(catalog: Catalog, rows: NDArray[np.int64]) -> NDArray[np.int64]
 def try_some(catalog: Catalog, rows: NDArray[np.int64], look: Look) -> float:
     """What a sample takes on average, found by preparing up to 16 of them."""
     tried = rows[np.unique(np.linspace(0, len(rows) - 1, TRIED).astype(np.int64))]
-    taken = []
+    taken: list[int] = []
+    failed = 0
     for record in catalog.records(tried):
         try:
             image, _ = prepare(record.place.read(), look, box=record.box)
-        except (Unreadable, OSError):
-            continue  # found again, counted and listed when its shard is written
+        except (Unreadable, OSError):  # found again, counted and listed when its shard is written
+            failed += 1
+            if failed > len(taken) + 2:  # a server that is down would be asked 16 times
+                break
+            continue
         taken.append(member_bytes(len(image)) + 2 * BLOCK)
     return float(np.mean(taken)) if taken else 1e5

@@ -22,7 +22,7 @@ from shards import pool
 from shards.errors import ShardError, Stopped
 from shards.images.imaging import Look
 from shards.making import output
-from shards.making.base import Base
+from shards.making.base import Base, NothingNew
 from shards.making.catalog import Catalog, Skip, fill
 from shards.making.filters import usable
 from shards.making.layout import Sizes, Task, lay_out
@@ -31,7 +31,7 @@ from shards.making.rules import Rules
 from shards.making.split import Plan, make_plan, without
 from shards.making.target import Target, open_target
 from shards.making.writer import Work, Written, thin, write_shard
-from shards.manifest import Manifest, Shard, write_manifest
+from shards.manifest import Manifest, write_manifest
 from shards.record import Record
 
 Watch = Callable[[int, int, int], None]
@@ -62,10 +62,6 @@ class Order:
     force: bool = False
 
 
-class NothingNew(Exception):
-    """Every image is in the base already."""
-
-
 @dataclass(frozen=True, slots=True)
 class Made:
     """The result."""
@@ -77,6 +73,8 @@ class Made:
     was_there: bool = False
     num_found: int = 0
     """Shards that an earlier run had finished."""
+    num_dropped: int = 0
+    """Of the list of samples to leave out, those that are in the input."""
 
 
 def make_set(order: Order, records: Iterable[Record], watch: Watch = lambda total, images, num_bytes: None) -> Made:
@@ -85,22 +83,23 @@ def make_set(order: Order, records: Iterable[Record], watch: Watch = lambda tota
     target.check_free(force=order.force)
     with output.locked(target.folder) as folder:
         try:
-            if order.force:
-                output.clear_but(folder, (output.LOCK,))
             output.tidy(folder)
             catalog = fill(folder, rename(records, order.rules), seed=order.seed)
             about = {"config": dict(order.config), "given": dict(order.given), "fingerprint": catalog.fingerprint}
             if not order.force and (found := target.find_finished(about, changed_at=catalog.changed_at)):
                 output.remove(folder)
                 return Made(found, str(order.out), was_there=True)
-            output.agree(folder, about, changed_at=catalog.changed_at)
+            output.begin(folder, about, changed_at=catalog.changed_at, force=order.force)
             return write_set(target, order, catalog, about, watch)
-        except OSError as error:
-            raise ShardError(f"{folder}: {error.strerror or error}; {output.how_to_go_on(folder)}") from error
-        except KeyboardInterrupt as stop:
-            raise Stopped(output.how_to_go_on(folder)) from stop
-        finally:
+        except BaseException as error:
+            how = output.how_to_go_on(folder)
             output.leave(folder)
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped(how) from error
+            if isinstance(error, OSError):
+                where = error.filename or folder
+                raise ShardError(f"{where}: {error.strerror or error}; {how}") from error
+            raise
 
 
 def rename(records: Iterable[Record], rules: Rules) -> Iterator[Record]:
@@ -119,6 +118,7 @@ def write_set(target: Target, order: Order, catalog: Catalog, about: Mapping[str
     """From the catalog to the finished set."""
     skips = Skips(order.max_skipped, len(catalog), catalog, list(catalog.skips))
     skips.check()
+    num_dropped = count_dropped(catalog, order.dropped)
     there = usable(catalog, order.dropped, order.base)
     if not there.any() and order.base:
         raise NothingNew
@@ -127,14 +127,47 @@ def write_set(target: Target, order: Order, catalog: Catalog, about: Mapping[str
     tasks = lay_out(catalog, plan, order.sizes, order.look)
     numbering = number(catalog, plan)
     works = {task.file: as_work(target, order, catalog, numbering, task) for task in tasks}
-    found = {file: one for file in works if (one := target.find_written(file))}
+    target.begin(force=order.force)
+    found = {
+        file: one
+        for file, work in works.items()
+        if (one := target.find_written(file)) and fits(one, target, work, catalog)
+    }
     written = write_all(works, found, order.workers, skips, watch)
-    plan, num_more = leave_out(target, works, written, catalog, plan, order.rules, skips)
+    plan, num_more = leave_out(target, works, written, catalog, plan, order, skips)
     skips.check()
-    shards = [one.shard for one in written.values() if one.shard.samples]
-    finish(target, order, catalog, plan, numbering, shards, skips, {**about, "small": num_small + num_more})
+    refuse_empty(plan, order.base)
+    finish(target, order, catalog, plan, works, written, skips, {**about, "small": num_small + num_more})
     manifest = target.publish(force=order.force)
-    return Made(manifest, str(order.out), len(skips.found), num_small + num_more, num_found=len(found))
+    return Made(
+        manifest, str(order.out), len(skips.found), num_small + num_more, num_found=len(found), num_dropped=num_dropped
+    )
+
+
+def fits(written: Written, target: Target, work: Work, catalog: Catalog) -> bool:
+    """Whether what an earlier run finished holds the samples that are wanted: bytes at a URL may have changed the cuts."""
+    rows = np.load(target.set_folder / written.shard.sidecar, mmap_mode="r", allow_pickle=False)
+    return np.array_equal(rows["key_hash"], catalog["key_hash"][written.rows(work)])
+
+
+def count_dropped(catalog: Catalog, dropped: frozenset[int]) -> int:
+    """How many samples the list leaves out; ShardError where it knows none of them."""
+    count = int(np.isin(catalog["key_hash"], np.fromiter(dropped, np.uint64, len(dropped))).sum())
+    if dropped and not count:
+        key = next(catalog.keys(np.array([0])))
+        raise ShardError(
+            f"--drop: none of its {len(dropped)} keys is in the input, whose keys are like {key}; a key starts with the "
+            "domain, which is the set's name unless --domain says another"
+        )
+    return count
+
+
+def refuse_empty(plan: Plan, base: Base | None) -> None:
+    """Every image may prove unreadable where that is allowed, and every new one of a set that grows."""
+    if not plan.kept.any():
+        if base:
+            raise NothingNew
+        raise ShardError("no image is left: none of them can be read")
 
 
 def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering, task: Task) -> Work:
@@ -142,6 +175,7 @@ def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering
     rows = task.rows
     return Work(
         folder=target.folder,
+        into=target.set_folder,
         file=task.file,
         split=task.split,
         role=task.role,
@@ -183,7 +217,7 @@ def leave_out(
     written: dict[str, Written],
     catalog: Catalog,
     plan: Plan,
-    rules: Rules,
+    order: Order,
     skips: Skips,
 ) -> tuple[Plan, int]:
     """Takes out, in place, what cannot stand without the images that proved unreadable.
@@ -193,7 +227,7 @@ def leave_out(
     lost = np.array([row for one in written.values() for row, _ in one.lost], np.int64)
     if not len(lost):
         return plan, 0
-    rest, lonely = without(catalog, plan, lost, rules)
+    rest, lonely = without(catalog, plan, lost, order.rules, order.base)
     gone = np.setdiff1d(np.flatnonzero(plan.kept & ~rest.kept), lost)
     for file, work in works.items():
         out = tuple(np.intersect1d(work.row, gone).tolist())
@@ -209,21 +243,23 @@ def finish(
     order: Order,
     catalog: Catalog,
     plan: Plan,
-    numbering: Numbering,
-    shards: Sequence[Shard],
+    works: Mapping[str, Work],
+    written: Mapping[str, Written],
     skips: Skips,
     about: Mapping[str, Any],
 ) -> None:
-    """The files beside the tars."""
-    final = number(catalog, plan)
-    if final != numbering:
-        for shard in shards:
-            renumber(target.folder, shard, numbering, final, is_multi_label=catalog.is_multi_label)
+    """The files beside the tars, and ids that count what is really there."""
+    final, folder = number(catalog, plan), target.set_folder
+    shards = [one.shard for one in written.values() if one.shard.samples]
+    for shard in shards:
+        rows = written[shard.file].rows(works[shard.file])
+        renumber(folder, shard, final.of(catalog, rows), final.labels_of(catalog, rows), rows)
+    output.clear_but(folder, {name for shard in shards for name in (shard.file, shard.sidecar, shard.labels)})
     if skips.found:
-        write_skips(target.folder / "skipped.csv", catalog, skips.found)
+        write_skips(folder / "skipped.csv", catalog, skips.found)
     several = {"multi_label": True} if catalog.is_multi_label else {}
     write_manifest(
-        target.folder,
+        folder,
         name=output.name_of(order.out),
         shards=shards,
         domains=final.domain_names(catalog),

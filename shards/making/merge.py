@@ -3,10 +3,11 @@ new set's ids. On file systems without hard links, and across them, tars are cop
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from shards.classes import Classes
 from shards.errors import ShardError, Stopped, first_few
 from shards.making import output
-from shards.making.base import Base
-from shards.making.maker import NothingNew, Order, make_set
+from shards.making.base import refuse_damaged
+from shards.making.writer import DONE
 from shards.manifest import LABELS, SIDECAR, Manifest, Shard, write_labels, write_manifest, write_sidecar
-from shards.record import Record
 
 Watch = Callable[[int, int, int], None]
 Ids = NDArray[np.int64]
+SKIPPED = "skipped.csv"
+SKIPPED_COLUMNS = ("domain", "label", "source", "reason")
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,16 @@ def merge_sets(
     force: bool = False,
     watch: Watch = lambda *_: None,
     about: Mapping[str, object] | None = None,
+    name: str = "",
 ) -> Manifest:
-    """The set of all samples of these sets, at `out`; ShardError where a sample is in two of them."""
+    """The set of all samples of these sets, at `out`; ShardError where a sample is in two of them.
+
+    Its name is that of the folder unless another one is given.
+    """
+    out = out.resolve() if out.is_symlink() else out
     manifests = [Manifest.load(folder) for folder in folders]
+    for manifest in manifests:
+        refuse_damaged(manifest)
     output.check_free(out, force=force)
     about = about or describe(manifests)
     if not force and (found := output.find_finished(out, about, changed_at=0.0)):
@@ -82,17 +91,33 @@ def merge_sets(
     refuse_unlike(manifests)
     refuse_twice(manifests)
     with output.locked(output.partial_folder(out)) as folder:
+        if not force:
+            refuse_begun(folder)
         try:
             output.clear_but(folder, (output.LOCK,))
-            write_merged(folder, out.name, manifests, about, watch)
+            write_merged(folder, name or out.name, manifests, about, watch)
             output.publish(folder, out, replace=force)
         except OSError as error:
-            raise ShardError(f"{folder}: {error.strerror or error}; nothing was changed") from error
+            raise ShardError(f"{folder}: {error.strerror or error}; {state_of(out, folder)}") from error
         except KeyboardInterrupt as stop:
-            raise Stopped("nothing was changed") from stop
+            raise Stopped(state_of(out, folder)) from stop
         finally:
             output.remove(folder)
     return Manifest.load(out)
+
+
+def state_of(out: Path, folder: Path) -> str:
+    """What a stop left, for the message: before the last rename nothing, after it everything."""
+    return "nothing was changed" if folder.is_dir() else f"{out} was finished before"
+
+
+def refuse_begun(folder: Path) -> None:
+    """ShardError where a stopped `shards make` left finished shards, which may be hours of work."""
+    if list(folder.glob(f"*{DONE}")) or (folder / output.PLAN).exists():
+        raise ShardError(
+            f"{folder} holds the beginning of another set: finish that with the command that began it, "
+            "or remove the folder"
+        )
 
 
 def describe(manifests: Sequence[Manifest]) -> dict[str, object]:
@@ -125,7 +150,10 @@ def write_merged(
             done, written = done + old.samples, written + old.bytes
             watch(total, done, written)
     several = {"multi_label": True} if manifests[0].is_multi_label else {}
-    counted = {word: sum(int(m.about.get(word, 0)) for m in manifests) for word in ("skipped", "small")}
+    skipped = sorted({line for manifest in manifests for line in read_skipped(manifest)})
+    if skipped:
+        write_skipped(folder / SKIPPED, skipped)
+    counted = {"skipped": len(skipped), "small": sum(manifest.about.get("small", 0) for manifest in manifests)}
     write_manifest(
         folder,
         name=name,
@@ -135,6 +163,27 @@ def write_merged(
         groups=names.groups,
         about={**about, **several, **counted},
     )
+
+
+def read_skipped(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    """What did not make it into this set."""
+    path = manifest.folder / SKIPPED
+    if not path.is_file():
+        return
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for row in csv.DictReader(file):
+                yield tuple(row.get(name) or "" for name in SKIPPED_COLUMNS)
+    except csv.Error as error:
+        raise ShardError(f"{path}: not readable as CSV ({error}); mend or remove it") from error
+
+
+def write_skipped(path: Path, lines: Sequence[tuple[str, ...]]) -> None:
+    """As `shards make` writes it."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(SKIPPED_COLUMNS)
+        table.writerows(lines)
 
 
 def link(old: Path, new: Path) -> None:
@@ -203,34 +252,3 @@ def refuse_twice(manifests: Sequence[Manifest]) -> None:
         f"{len(twice)} samples are in two of the sets by their keys ({first_few(named)}): if they are the same images, "
         "leave them out with `shards reshard --drop`; if not, make one set with another --domain"
     )
-
-
-def append_set(
-    base: Base, order: Order, records: Iterable[Record], watch: Watch = lambda *_: None
-) -> tuple[Manifest, int]:
-    """(the set with the records that it did not have, how many those are)
-
-    The new samples first become a set beside it, then the two are merged and take its place: a stop in between loses
-    nothing, and the same command goes on.
-    """
-    folder, new = base.manifest.folder, Path(order.out)
-    try:
-        added = make_set(replace(order, base=base), records, watch).manifest
-    except NothingNew:
-        shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped after the merge
-        return base.manifest, 0
-    grown = merge_sets([folder, new], folder, force=True, about=keep_about(base.manifest, added))
-    shutil.rmtree(new)
-    return grown, sum(shard.samples for shard in added.shards)
-
-
-def keep_about(manifest: Manifest, added: Manifest) -> dict[str, object]:
-    """How the grown set was made: as the first was, and then what was added."""
-    said = {name: manifest.about[name] for name in ("config", "given", "fingerprint")}
-    part = {name: added.about[name] for name in ("config", "given", "fingerprint")}
-    if part["config"] == said["config"]:  # its own source was read again, and is all in the set now
-        said["fingerprint"] = part["fingerprint"]
-    said |= {
-        name: manifest.about[name] for name in ("salvaged",) if name in manifest.about
-    }  # what repair still owes it
-    return {**said, "appended": [*manifest.about.get("appended", ()), part]}

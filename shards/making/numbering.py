@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,19 @@ from numpy.typing import NDArray
 from shards.classes import Classes
 from shards.making.catalog import Catalog
 from shards.making.split import Plan
-from shards.manifest import Shard, write_labels, write_sidecar
+from shards.manifest import LABELS, Shard
 from shards.record import SPLITS
 
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Numbering:
     """Ids by the numbers that the catalog gave; -1 for what has no sample."""
 
     classes: Ids
     domains: Ids
     groups: Ids
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Numbering) and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("classes", "domains", "groups")
-        )
 
     def of(self, catalog: Catalog, rows: NDArray[np.int64]) -> Ids:
         """(n, 3): label, domain, group of sidecar rows."""
@@ -116,25 +112,27 @@ def common_group(ids: Ids, groups: NDArray[Any], num_classes: int) -> Ids:
     return np.where(low == high, high, 0)
 
 
-def renumber(folder: Path, shard: Shard, old: Numbering, new: Numbering, *, is_multi_label: bool) -> None:
-    """Writes the shard's sidecar with other ids."""
-    rows = np.load(folder / shard.sidecar, allow_pickle=False)
-    for name, before, after in (
-        ("label", old.classes, new.classes),
-        ("domain", old.domains, new.domains),
-        ("group", old.groups, new.groups),
+def renumber(folder: Path, shard: Shard, numbers: Ids, labels: Mapping[int, tuple[int, ...]], rows: Ids) -> None:
+    """Writes these ids into the shard's sidecar, and into its labels where there are several.
+
+    Ids are set, not translated: doing it twice, with a stop in between, does no harm.
+    """
+    sidecar = np.load(folder / shard.sidecar, allow_pickle=False)
+    if (
+        (sidecar["label"] != numbers[:, 0]).any()
+        or (sidecar["domain"] != numbers[:, 1]).any()
+        or (sidecar["group"] != numbers[:, 2]).any()
     ):
-        rows[name] = translation(before, after)[rows[name].astype(np.int64)]
-    write_sidecar(folder, shard, rows)
-    if is_multi_label:
-        pairs = np.load(folder / shard.labels, allow_pickle=False)
-        pairs["label"] = translation(old.classes, new.classes)[pairs["label"]]
-        write_labels(folder, shard, pairs)
+        sidecar["label"], sidecar["domain"], sidecar["group"] = numbers.T
+        replace_array(folder / shard.sidecar, sidecar)
+    if labels:
+        pairs = [(at, label) for at, row in enumerate(rows.tolist()) for label in labels.get(row, ())]
+        replace_array(folder / shard.labels, np.array(pairs, LABELS))
 
 
-def translation(before: Ids, after: Ids) -> Ids:
-    """New id by old id; the last one is for -1."""
-    table = np.full(int(before.max(initial=-1)) + 2, -1, np.int64)
-    table[before] = after
-    table[-1] = -1
-    return table
+def replace_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes the file aside and renames it."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    temporary.rename(path)

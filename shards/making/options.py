@@ -148,6 +148,7 @@ RULES = [
     "fold_units",
     "strata",
 ]
+SIZES = ["seed", "shard_mb", "shard_samples"]
 LOOKS = ["max_side", "short_side", "format", "quality", "crop", "margin", "verify"]
 
 
@@ -177,9 +178,17 @@ def options_of(manifest: Manifest) -> argparse.Namespace:
     return options
 
 
-def image_options_of(manifest: Manifest) -> dict[str, Any]:
-    """What its images became."""
-    return {name: value for name, value in manifest.about["config"].items() if name in LOOKS}
+def set_option_names() -> list[str]:
+    """Of add_set_options."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_set_options(parser)
+    return [action.dest for action in parser._actions]
+
+
+def shared_options_of(manifest: Manifest) -> dict[str, Any]:
+    """Those that the set was made with and that say something of any source."""
+    names = {*RULES, *LOOKS, *SIZES} - {"rename_domains"}
+    return {name: value for name, value in manifest.about["config"].items() if name in names}
 
 
 def plain(value: Any) -> Any:
@@ -251,6 +260,8 @@ def to_words(action: argparse.Action, value: Any) -> list[str]:
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, (bool, dict, list)) or one is None:
             raise ValueError(f"{one!r} is not a text or a number")
+        if not option and str(one).startswith("-"):
+            raise ValueError(f"{one!r} would be taken for an option; write ./{one}")
         check_word(action, str(one))
         words += [*option, str(one)] if not option else [f"{option[0]}={one}"]
     return words

@@ -22,7 +22,7 @@ class Rules:
     cap_images: int | None = None
     """Of every class at most so many images are kept, those with the smallest hashes of their keys."""
     num_classes: int | None = None
-    """Of every domain at most so many classes are kept, those with the smallest hashes of their names."""
+    """Of every domain at most so many classes are kept, those with the smallest hashes (not those that split)."""
     rename_domains: Mapping[str, str] = field(default_factory=dict)
     """Domain as the input has it -> domain in the set."""
     dev_fraction: float | None = None

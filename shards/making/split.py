@@ -7,7 +7,8 @@ whatever the numbers are (and the next 2 test, from 6 classes on, if test is ask
 in train. With `folds`, one fold of a stratified group k-fold (folds.py) is dev. Within an evaluation class one image is
 the query, two from 6 images on (smallest hashes of their keys), the rest is the index. An image without a label is a
 distractor. Where images have several labels there are no classes to keep apart: each image (or its group) draws for
-itself, and a fifth of the evaluation images, but at least one, are queries.
+itself, and a fifth of the evaluation images are queries where the index has what they look for, but at least one of each
+split.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, first_few
 from shards.key import draw
-from shards.making.base import Base
+from shards.making.base import Base, NothingNew
 from shards.making.catalog import NOT_SAID, PLACES, Catalog, ClassName
-from shards.making.filters import Bools, count_classes, keep, position_in_run, refuse_single
+from shards.making.filters import Bools, count_classes, has_labels, keep, position_in_run, refuse_mixed, refuse_single
 from shards.making.folds import assign_folds
 from shards.making.rules import Rules
 from shards.record import ROLES, SPLITS
@@ -55,12 +56,17 @@ class Plan:
 
 
 def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = None) -> Plan:
-    """Places the `kept` records; ShardError where the rules cannot be met. Classes of the base go where they are there."""
+    """Places the `kept` records; ShardError where the rules cannot be met. Classes of the base go where they are there.
+
+    NothingNew where the rules leave nothing to add to the base.
+    """
     kept = keep(catalog, kept, rules, base)
+    if base and not kept.any():
+        raise NothingNew
     said = catalog["place"]
     is_explicit = bool((said[kept] != NOT_SAID).any())
     if is_explicit:
-        refuse_mixed(catalog, kept, rules)
+        refuse_mixed(catalog, kept, rules, base)
         split, role = read_places(catalog, kept)
     else:
         split = np.where(kept, draw_splits(catalog, kept, rules, base), OUT).astype(np.int8)
@@ -69,10 +75,10 @@ def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = N
     if base:
         is_known = np.array([name in base.splits for name in catalog.classes] + [False])
         role[(role == OUT) & (split > TRAIN) & is_known[catalog["label"]]] = INDEX
-    give_roles(catalog, split, role, rules)
+    give_roles(catalog, split, role, rules, base)
     plan = Plan(split, role)
-    lonely = lonely_queries(catalog, plan)
-    if len(lonely) and not base:
+    lonely = lonely_queries(catalog, plan, base)
+    if len(lonely):
         names = [record.name for record in catalog.records(lonely[:4])]
         raise ShardError(
             f"{len(lonely)} queries have no index image of their class ({first_few(names)}): nothing could be found"
@@ -95,7 +101,7 @@ def read_places(catalog: Catalog, kept: Bools) -> tuple[Numbers, Numbers]:
 def draw_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> NDArray[Any]:
     """Position in SPLITS for every row, where the release says nothing."""
     if rules.folds:
-        return fold_splits(catalog, kept, rules)
+        return fold_splits(catalog, kept, rules, base)
     if catalog.is_multi_label:
         return image_splits(catalog, rules)
     refuse_single(catalog, kept, rules, base)
@@ -149,8 +155,8 @@ def image_splits(catalog: Catalog, rules: Rules) -> NDArray[Any]:
     return np.where((split == TRAIN) & ~has_labels(catalog), DEV, split)
 
 
-def fold_splits(catalog: Catalog, kept: Bools, rules: Rules) -> NDArray[Any]:
-    """One fold is dev, the rest is for training; what has no label is dev."""
+def fold_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> NDArray[Any]:
+    """One fold is dev, the rest is for training; what has no label is dev. Units of the base stay where they are."""
     assert rules.folds is not None, "Rules sees to it"
     rows = np.flatnonzero(kept & has_labels(catalog))
     unit_column = catalog["label" if rules.fold_units == "class" else "group"]
@@ -163,22 +169,20 @@ def fold_splits(catalog: Catalog, kept: Bools, rules: Rules) -> NDArray[Any]:
     for unit, stratum in zip(unit_column[rows].tolist(), strata[rows].tolist(), strict=True):
         counts[unit][stratum] += 1
     named = catalog.classes if rules.fold_units == "class" else catalog.groups
+    known: Mapping[Any, str] = {}
+    if base:
+        known = base.splits if rules.fold_units == "class" else base.group_splits
+    placed = {unit: SPLITS.index(known[named[unit]]) for unit in counts if named[unit] in known}
+    counts = {unit: strata for unit, strata in counts.items() if unit not in placed}
     ranks = {unit: int(draw(named[unit]) * 2**53) for unit in counts}
     folds = assign_folds(counts, rules.folds, ranks)
     split = np.full(len(catalog), DEV)
-    split[rows] = [DEV if folds[unit] == rules.fold else TRAIN for unit in unit_column[rows].tolist()]
+    placed |= {unit: DEV if fold == rules.fold else TRAIN for unit, fold in folds.items()}
+    split[rows] = [placed[unit] for unit in unit_column[rows].tolist()]
     return split
 
 
-def has_labels(catalog: Catalog) -> Bools:
-    """Rows with one label or several."""
-    labelled: Bools = catalog["label"] >= 0
-    labelled = labelled.copy()
-    labelled[catalog.pairs[:, 0]] = True
-    return labelled
-
-
-def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules) -> None:
+def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules, base: Base | None) -> None:
     """Fills in, in place, the roles that nobody said."""
     labelled = has_labels(catalog)
     is_open = (split != OUT) & (role == OUT)
@@ -186,8 +190,7 @@ def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules) ->
     role[is_open & (split != TRAIN) & ~labelled] = DISTRACTOR
     rows = np.flatnonzero(is_open & (split != TRAIN) & labelled)
     if catalog.is_multi_label:
-        hashes = catalog["key_hash"][rows]
-        role[rows] = np.where((hashes / 2**64 < QUERY_SHARE) | (hashes == hashes.min(initial=2**64 - 1)), QUERY, INDEX)
+        draw_queries(catalog, split, role, rows, base)
         return
     order = rows[np.lexsort((catalog["key_hash"][rows], catalog["draw"][rows], catalog["label"][rows], split[rows]))]
     unit = catalog["label"][order].astype(np.int64) * len(SPLITS) + split[order]
@@ -198,20 +201,46 @@ def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules) ->
     role[order] = np.where(position < np.minimum(wanted, images - 1), QUERY, INDEX)
 
 
-def lonely_queries(catalog: Catalog, plan: Plan) -> NDArray[np.int64]:
-    """Rows of queries for which the index of their split has nothing to find."""
+def draw_queries(catalog: Catalog, split: Numbers, role: Numbers, rows: NDArray[np.int64], base: Base | None) -> None:
+    """Makes these rows, of images with several labels, queries and index; none is a query that nothing would be found for.
+
+    A split that drew no query gets one if any image of it has a match. The base has its own.
+    """
+    hashes = catalog["key_hash"][rows]
+    role[rows] = np.where(hashes / 2**64 < QUERY_SHARE, QUERY, INDEX)
+    role[np.intersect1d(rows, lonely_queries(catalog, Plan(split, role), base))] = INDEX
+    if base:
+        return
+    pairs = catalog.pairs[split[catalog.pairs[:, 0]] != OUT]
+    _, inverse, counts = np.unique(
+        pairs[:, 1] * len(SPLITS) + split[pairs[:, 0]], return_inverse=True, return_counts=True
+    )
+    has_match = np.isin(rows, pairs[counts[inverse] > 1, 0])
+    for number in np.unique(split[rows]).tolist():
+        able = np.flatnonzero(has_match & (split[rows] == number))
+        if len(able) and not (role[split == number] == QUERY).any():
+            role[rows[able[hashes[able].argmin()]]] = QUERY
+
+
+def lonely_queries(catalog: Catalog, plan: Plan, base: Base | None = None) -> NDArray[np.int64]:
+    """Rows of queries for which the index of their split, with the base's, has nothing to find."""
     queries = np.flatnonzero(plan.role * plan.kept == QUERY)
     is_index = plan.kept & (plan.role == INDEX)
+    in_base = base.indexed(catalog) if base else np.zeros((len(catalog.classes) + 1, len(SPLITS)), bool)
     if catalog.is_multi_label:
         at, labels = catalog.pairs[:, 0], catalog.pairs[:, 1]
         there = np.unique(labels[is_index[at]] * len(SPLITS) + plan.split[at][is_index[at]])
-        is_met = np.isin(labels * len(SPLITS) + plan.split[at], there)
+        is_met = np.isin(labels * len(SPLITS) + plan.split[at], there) | in_base[labels, plan.split[at]]
         return np.setdiff1d(queries, at[is_met])
     unit = catalog["label"].astype(np.int64) * len(SPLITS) + plan.split
-    return queries[~np.isin(unit[queries], unit[is_index])]
+    is_met = np.isin(unit[queries], unit[is_index]) | in_base[catalog["label"][queries], plan.split[queries]]
+    lonely: NDArray[np.int64] = queries[~is_met]
+    return lonely
 
 
-def without(catalog: Catalog, plan: Plan, lost: NDArray[np.int64], rules: Rules) -> tuple[Plan, NDArray[np.int64]]:
+def without(
+    catalog: Catalog, plan: Plan, lost: NDArray[np.int64], rules: Rules, base: Base | None = None
+) -> tuple[Plan, NDArray[np.int64]]:
     """(the plan without images that proved unreadable, rows of queries that have nothing to find any more).
 
     Nothing moves: a lost image leaves a hole. What cannot stand without it goes too: the rest of a class that fell below
@@ -221,29 +250,13 @@ def without(catalog: Catalog, plan: Plan, lost: NDArray[np.int64], rules: Rules)
     split[lost] = OUT
     if rules.min_images and not catalog.is_multi_label:
         small = count_classes(catalog, split != OUT) < rules.min_images
+        if base:  # its classes are never dropped
+            small &= base.counts(catalog) == 0
         split[np.append(small, False)[catalog["label"]]] = OUT
     rest = Plan(split, plan.role)
-    lonely = lonely_queries(catalog, rest)
+    lonely = lonely_queries(catalog, rest, base)
     split[lonely] = OUT
     return rest, lonely
-
-
-def refuse_mixed(catalog: Catalog, kept: Bools, rules: Rules) -> None:
-    """A split that the release brings must cover everything with a label, and leaves nothing to choose."""
-    lacking = np.flatnonzero(kept & (catalog["place"] == NOT_SAID) & has_labels(catalog))
-    if len(lacking):
-        names = [record.name for record in catalog.records(lacking[:4])]
-        raise ShardError(
-            f"{len(lacking)} of {int(kept.sum())} images have no split ({first_few(names)}); give all or none one"
-        )
-    for option in ("dev_fraction", "test_fraction", "folds"):
-        value = getattr(rules, option)
-        if value is not None:
-            name = option.replace("_", "-")
-            raise ShardError(f"--{name} {value:g} would not be used: the input brings its own split; leave it out")
-    evaluated = int((kept & (catalog["place"] != 0)).sum())
-    if rules.train_only and evaluated:
-        raise ShardError(f"--train-only, but the input puts {evaluated} images into dev or test; leave it out")
 
 
 def refuse_useless(catalog: Catalog, plan: Plan, rules: Rules, *, is_explicit: bool, is_addition: bool) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError
-from shards.images.imaging import Look, prepare
+from shards.images.imaging import Look, move_box, prepare
 from shards.key import key_of
 from shards.making.catalog import read_records, to_json
 from shards.manifest import SIDECAR, Shard, read_sample, write_labels, write_sidecar
@@ -27,17 +27,19 @@ from shards.ustar import MAX_FILE_BYTES
 
 DONE = ".done.json"
 WRITE_BYTES = 2**20  # at a time: disks' file systems take less time for them than for an image each
-GIVE_UP = 100  # images in a row without bytes
+GIVE_UP = 20  # images in a row without bytes
 Watch = Callable[[int], None]
 """Called after every image with the bytes that went into the tar, 0 for one that could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One shard to be written, as plain data for another process. Arrays have one entry a sample, in tar work."""
+    """One shard to be written, as plain data for another process. Arrays have one entry a sample, in tar order."""
 
     folder: Path
-    """Where the catalog's files lie and the shard goes."""
+    """Where the catalog's files lie, and what marks a shard as done."""
+    into: Path
+    """Where the shard goes."""
     file: str
     split: str
     role: str
@@ -68,6 +70,11 @@ class Written:
     is_final: bool = True
     """False where bytes could not be read at all: the file or its disk may be back when the run goes on."""
 
+    def rows(self, work: Work) -> NDArray[np.int64]:
+        """Of the catalog, of the samples that are in the tar, in its order."""
+        gone = [*(row for row, _ in self.lost), *self.left_out]
+        return work.row[~np.isin(work.row, gone)]
+
     def save(self, folder: Path) -> None:
         """Marks the shard as finished."""
         content = {"shard": asdict(self.shard), "lost": self.lost, "left_out": self.left_out, "is_final": self.is_final}
@@ -77,19 +84,21 @@ class Written:
         temporary.rename(path)
 
     @classmethod
-    def load(cls, folder: Path, file: str, *, url: str | None = None) -> Written | None:
+    def load(cls, folder: Path, into: Path, file: str, *, url: str | None = None) -> Written | None:
         """What an earlier run finished; None where the shard is not there whole, or may get more samples now."""
         try:
             content: dict[str, Any] = json.loads((folder / (file + DONE)).read_bytes())
             shard = Shard(**content["shard"])
             lost = tuple((int(row), str(reason)) for row, reason in content["lost"])
             written = cls(shard, lost, tuple(int(row) for row in content["left_out"]))
-            rows = np.load(folder / shard.sidecar, mmap_mode="r", allow_pickle=False)
-            num_bytes = size(f"{url}/{file}") if url else (folder / file).stat().st_size
-            is_whole = content["is_final"] is True and shard.file == file and num_bytes == shard.bytes
+            rows = np.load(into / shard.sidecar, mmap_mode="r", allow_pickle=False)
+            num_bytes = size(f"{url}/{file}") if url else (into / file).stat().st_size
+            is_whole = (
+                content["is_final"] is True and not written.left_out and shard.file == file and num_bytes == shard.bytes
+            )
             is_whole &= rows.shape == (shard.samples,) and rows.dtype == SIDECAR
             if is_whole and len(rows) and not url:
-                with (folder / file).open("rb") as tar:
+                with (into / file).open("rb") as tar:
                     read_sample(tar, rows[-1])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -99,7 +108,7 @@ class Written:
 def write_shard(work: Work, watch: Watch) -> Written:
     """Writes the tar, its sidecar and what marks it as done."""
     losses = Losses()
-    temporary = temporary_path(work.folder, work.file)
+    temporary = temporary_path(work.into, work.file)
     try:
         with temporary.open("wb", WRITE_BYTES) as stream:
             tar = TarWriter(stream)
@@ -121,13 +130,13 @@ def as_shard(work: Work, tar: TarWriter, sha256: str) -> Shard:
 def publish(work: Work, temporary: Path, tar: TarWriter, written: Written) -> Written:
     """Puts a finished tar under its name, with its sidecar, and marks it as done."""
     (work.folder / (work.file + DONE)).unlink(missing_ok=True)
-    temporary.rename(work.folder / work.file)
-    write_sidecar(work.folder, written.shard, tar.rows)
+    temporary.rename(work.into / work.file)
+    write_sidecar(work.into, written.shard, tar.rows)
     if work.is_multi_label:
-        write_labels(work.folder, written.shard, tar.labels)
+        write_labels(work.into, written.shard, tar.labels)
     if work.url:
-        send(work.folder / work.file, f"{work.url}/{work.file}")
-        (work.folder / work.file).unlink()
+        send(work.into / work.file, f"{work.url}/{work.file}")
+        (work.into / work.file).unlink()
     written.save(work.folder)
     return written
 
@@ -179,8 +188,9 @@ def get_ready(work: Work, losses: Losses, watch: Watch) -> Iterator[Ready]:
         losses.in_a_row = 0
         watch(len(image))
         key = key_of(record, is_shared=is_shared)
-        if work.look.crop:
-            record = replace(record, box=None)
+        if record.box:
+            box = None if work.look.crop else move_box(data, work.look, record.box)
+            record = replace(record, box=box)
         yield Ready(
             key, extension, image, describe(record, work.split, work.role), tuple(numbers), work.labels.get(row, ())
         )
@@ -205,22 +215,20 @@ def describe(record: Record, split: str, role: str) -> bytes:
 
 def thin(work: Work, written: Written, left_out: tuple[int, ...]) -> Written:
     """Writes a finished shard again without these rows, from its own bytes."""
-    gone = {row for row, _ in written.lost} | set(written.left_out)
-    there = [row for row in work.row.tolist() if row not in gone]
-    rows = np.load(work.folder / written.shard.sidecar, allow_pickle=False)
+    there = written.rows(work).tolist()
+    rows = np.load(work.into / written.shard.sidecar, allow_pickle=False)
     if len(rows) != len(there):
-        raise ShardError(f"{work.folder / work.file}: changed while the set was made; remove it and repeat the command")
-    kept = [not_out for not_out, number in enumerate(there) if number not in left_out]
+        raise ShardError(f"{work.into / work.file}: changed while the set was made; remove it and repeat the command")
+    kept = [at for at, row in enumerate(there) if row not in left_out]
     labels = [work.labels.get(there[at], ()) for at in kept]
-    temporary = temporary_path(work.folder, work.file)
+    temporary = temporary_path(work.into, work.file)
     try:
-        with (work.folder / work.file).open("rb") as old, temporary.open("wb") as stream:
+        with (work.into / work.file).open("rb") as old, temporary.open("wb") as stream:
             tar = TarWriter(stream)
             for row, numbers in zip(rows[kept], labels, strict=True):
                 tar.copy(old, row, numbers)
             sha256 = tar.end()
-        kept_out = tuple(sorted({*written.left_out, *left_out}))
-        thinned = replace(written, shard=as_shard(work, tar, sha256), left_out=kept_out)
+        thinned = replace(written, shard=as_shard(work, tar, sha256), left_out=left_out)
         return publish(work, temporary, tar, thinned)
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,16 +22,11 @@ from shards.errors import ShardError, did_you_mean, first_few
 from shards.files import below, is_url, path_of, place_path, shown
 from shards.inputs.listing import IMAGE_SUFFIXES, Entry, is_image, list_folders, walk_files
 from shards.place import File
-from shards.record import Record
+from shards.record import SPLIT_WORDS, Record
 
 WORDS = ("domain", "group", "split", "*", "class")
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **{name: name for name in ("dev_query", "dev_index", "test_query", "test_index")},
-}
-LIKE_SPLITS = frozenset({*SPLIT_WORDS, "query", "gallery", "index"})
+PLACES = SPLIT_WORDS | {name: name for name in ("dev_query", "dev_index", "test_query", "test_index")}
+LIKE_SPLITS = frozenset({*PLACES, "query", "gallery", "index"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +97,15 @@ def read_folder(folder: str, words: list[str], domain: str, root: Path | str) ->
     parts = folder.split("/")
     named = dict(zip(words[:-1], parts, strict=False))
     split = named.get("split")
-    if split is not None and split.lower() not in SPLIT_WORDS:
-        hint = did_you_mean(split, SPLIT_WORDS)
-        raise ShardError(f"{shown(root)}: {folder}: {split!r} is no split; there are: {', '.join(SPLIT_WORDS)}{hint}")
+    if split is not None and split.lower() not in PLACES:
+        hint = did_you_mean(split, PLACES)
+        raise ShardError(f"{shown(root)}: {folder}: {split!r} is no split; there are: {', '.join(PLACES)}{hint}")
     kept = [part for word, part in zip(words, parts, strict=False) if word != "domain"] + parts[len(words) :]
     return Meaning(
         domain=named.get("domain", domain),
         label="/".join(parts[len(words) - 1 :]),
         group=named.get("group"),
-        split=SPLIT_WORDS[split.lower()] if split is not None else None,
+        split=PLACES[split.lower()] if split is not None else None,
         prefix="".join(f"{part}/" for part in kept),
     )
 

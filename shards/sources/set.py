@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shards.errors import ShardError
+from shards.files import is_url
 from shards.inputs.rows import load_json
 from shards.key import key_hash
 from shards.place import Span
@@ -37,6 +38,8 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
     from shards.manifest import Manifest
 
     manifest = Manifest.load(options.set)
+    if not is_url(options.out) and Path(options.set).resolve() in Path(options.out).resolve().parents:
+        raise ShardError(f"--out {options.out} lies inside the set {options.set}; choose a place beside it")
     for shard in manifest.shards:
         rows = manifest.sidecar(shard)
         path = os.path.abspath(manifest.folder / shard.file)

@@ -6,8 +6,9 @@
     shards make table train.parquet --out shard_sets/birds       images in the table, as Hugging Face data sets have them
 
 Columns: image (a path below --images, or a URL), label, and if there are any domain, group, split, role; all others go
-into the samples' json. split is train, dev or test, also with a role: dev_query, dev_index, dev_distractor; or the role
-stands in a column of its own. Rows without a label are distractors. A label that starts with its own `domain/` loses it.
+into the samples' json. split is train, dev (or val) or test, also with a role: dev_query, dev_index, dev_distractor; or
+the role stands in a column of its own. Rows without a label are distractors. A label that starts with its own `domain/`
+loses it.
 In Parquet, a column `bytes` (or bytes in the image column) is the image itself. A row with a box is one object of its
 image, which may have several: its source ends in `#left,top,right,bottom`.
 """
@@ -27,7 +28,7 @@ from shards.inputs.cells import FORMATS, read_box, read_image, read_labels
 from shards.inputs.rows import KINDS, Row, Table, open_table, storable
 from shards.inputs.store import Store, TarStore, open_store
 from shards.place import File
-from shards.record import Record, Unreadable
+from shards.record import SPLIT_WORDS, Record, Unreadable
 
 COLUMNS = ("image", "bytes", "label", "domain", "group", "split", "role")
 TEXT = ("label", "domain", "group", "split", "role")
@@ -188,6 +189,8 @@ def make_record(number: int, row: Row, reading: Reading, used: frozenset[str]) -
     """The record of a row; with a problem where its image cannot be there."""
     cells = {column: str(row[name]) for column, name in reading.columns.items() if column in TEXT and name in row}
     domain = cells.get("domain", reading.domain)
+    if "split" in cells:
+        cells["split"] = SPLIT_WORDS.get(cells["split"].lower(), cells["split"])
     split = "_".join(cells[name] for name in ("split", "role") if name in cells).replace("train_train", "train")
     known: dict[str, Any] = {
         "domain": domain,

@@ -19,6 +19,7 @@ from shards.files import below, open_binary, open_part, parent, place_path, read
 from shards.inputs.listing import is_image, list_folders, walk_files
 from shards.inputs.members import Member, open_plain, walk_members
 from shards.inputs.store import TarStore, open_store
+from tests.shards.conftest import Run
 from tests.shards.sourcing import Server, serve
 
 CONTENT = bytes(range(256)) * 40
@@ -129,6 +130,43 @@ def test_messages_keep_no_secrets() -> None:
     assert shown("https://me:pw@host/a.jpg?sig=1") == "https://host/a.jpg"
     assert shown("403, message='no', url='https://h/a?X-Amz-Signature=1'") == "403, message='no', url='https://h/a'"
     assert shown(Path("odd?name@home/a.csv")) == "odd?name@home/a.csv"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://u:p@ss@h/x", "https://h/x"),
+        ("https://u:a/b@h/x", "https://h/x"),
+        ("https://u:a?b#c@h/x", "https://h/x"),
+        ("https://h/x#token=abc", "https://h/x"),
+        ("https://h/x#a?b=1", "https://h/x"),
+        ("https://h:8080/cat@2x.jpg", "https://h:8080/cat@2x.jpg"),
+        ("http://u@[::1]:80/x@y", "http://[::1]:80/x@y"),
+        ("s3://bucket/cat@2x.jpg", "s3://bucket/cat@2x.jpg"),
+        ("zip://a.png::https://u:p@h/b.zip?sig=1", "zip://a.png::https://h/b.zip"),
+    ],
+)
+def test_no_spelling_of_a_url_brings_its_secrets_into_a_message(url: str, said: str) -> None:
+    assert shown(f"at '{url}' and {url} too") == f"at '{said}' and {said} too"
+
+
+def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    with path.open("wb") as file:
+        file.truncate(21 * 10**9)
+    with pytest.raises(OSError, match=r"2\.1e\+10 bytes, larger than an image can be"):
+        read_bytes(str(path))
+    with pytest.raises(OSError, match=r"5\.0e\+09 bytes, larger than an image can be"):
+        read_bytes(str(path), at=7, num_bytes=5 * 10**9)
+    assert read_bytes(str(path), at=2 * 10**10, num_bytes=3) == bytes(3)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("a\0b", "holds a NUL"), (f"x/{'é' * 150}/y", "more than 255 bytes, éé")])
+def test_a_path_that_no_file_can_have_is_refused_by_the_command_line(run: Run, name: str, reason: str) -> None:
+    ran = run("make", "folder", "release", "--out", name)
+    assert ran.code == 2
+    assert "argument --out: " in ran.err
+    assert reason in ran.err
 
 
 def test_urls_stay_urls_and_paths_paths() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from shards.errors import ShardError
-from shards.images.imaging import Look, prepare
+from shards.images.imaging import Look, move_box, prepare
 from shards.record import Box, Unreadable
 from tests.shards.conftest import picture
 
@@ -273,3 +273,42 @@ def test_nothing_but_pixels_is_written() -> None:
 def test_an_impossible_look_says_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         Look(**options)
+
+
+DARK = (50, 20, 110, 70)
+
+
+def drawn(kind: str, orientation: int) -> bytes:
+    """A file whose stored pixels are white with a dark rectangle at DARK."""
+    image = Image.new("RGB", (200, 120), "white")
+    image.paste("black", DARK)
+    return save(image, kind, exif=exif(orientation))
+
+
+def find_dark(image: Image.Image) -> Box:
+    """Where it is, to half a pixel or so."""
+    dark = np.asarray(image.convert("L")) < 128
+    rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("look", [Look(), Look(format="png"), Look(max_side=90), Look(short_side=61)])
+def test_a_box_moves_with_its_object(kind: str, orientation: int, look: Look) -> None:
+    data = drawn(kind, orientation)
+    stored = prepare(data, look)[0]
+    moved = move_box(data, look, DARK)
+    image = Image.open(io.BytesIO(data if stored is data else stored))
+    if stored is data:
+        assert moved == DARK
+    else:
+        assert np.abs(np.subtract(moved, find_dark(image))).max() <= 1
+        assert all(edge == round(edge, 2) for edge in moved)
+
+
+def test_a_box_stays_as_exact_as_it_is_where_the_bytes_stay() -> None:
+    data, box = save(smooth()), (1.23456, 2.0, 30.98765, 9.0)
+    for look in (Look(), Look(max_side=60), Look(short_side=999), Look(format="jpeg")):
+        assert prepare(data, look)[0] is data
+        assert move_box(data, look, box) == box

@@ -14,7 +14,7 @@ from shards.manifest import Manifest, Sample, write_sidecar
 from shards.place import Span
 from shards.sources import set as set_source
 from shards.tar import Ready, TarWriter
-from tests.shards.conftest import Run
+from tests.shards.conftest import Run, files_of
 from tests.shards.sourcing import read
 
 
@@ -111,3 +111,20 @@ def test_a_tar_that_does_not_belong_to_its_sidecar_is_refused(pets: Manifest) ->
 def test_what_is_no_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no shard set .*nowhere"):
         list(read("set", tmp_path / "nowhere"))
+
+
+def test_a_renamed_domain_renames_the_keys(run: Run, pets: Manifest, tmp_path: Path) -> None:
+    ran = run("make", "set", pets.folder, "--out", tmp_path / "new", "--rename-domain", "pets=our pets")
+    assert ran.code == 0, ran.err
+    before = {sample.key.partition("/")[2]: sample.image for sample in samples_of(pets)}
+    after = samples_of(Manifest.load(tmp_path / "new"))
+    assert {sample.key.partition("/")[0] for sample in after} == {"our%20pets"}
+    assert {sample.key.partition("/")[2]: sample.image for sample in after} == before
+
+
+def test_a_set_is_not_made_inside_another(run: Run, pets: Manifest) -> None:
+    files = files_of(pets.folder)
+    ran = run("make", "set", pets.folder, "--out", pets.folder / "sub", "--seed", 3)
+    assert ran.code == 2
+    assert f"sub lies inside the set {pets.folder}" in ran.err
+    assert files_of(pets.folder) == files

@@ -106,3 +106,26 @@ def test_train_only_accepts_a_set_without_evaluation() -> None:
 def test_fractions_must_leave_classes_for_training(dev: float, test: float | None) -> None:
     with pytest.raises(ShardError, match=r"must be in \[0, 1\) and leave classes for training"):
         Rules(dev_fraction=dev, test_fraction=test)
+
+
+def test_of_rare_labels_an_image_is_a_query_only_if_it_has_a_match() -> None:
+    records = [
+        Record("d", None, f"{n}.jpg", File("nowhere"), labels=(f"tag{n % 60}", f"only{n}"), group=f"g{n % 60 % 9}")
+        for n in range(80)
+    ]
+    placed = conftest.place(records, Rules(test_fraction=0.3, dev_fraction=0.3))
+    for split in ("dev", "test"):
+        there = [entry for entry in placed if entry.split == split]
+        index = {label for entry in there if entry.role == "index" for label in entry.record.labels}
+        queries = [entry for entry in there if entry.role == "query"]
+        assert queries
+        assert all(index & set(entry.record.labels) for entry in queries)
+
+
+def test_unplaced_images_without_a_label_are_not_counted_as_the_inputs() -> None:
+    records = [
+        Record("d", "ab"[n % 2] if n < 8 else None, f"{n}.jpg", File("nowhere"), split="train" if n < 8 else None)
+        for n in range(16)
+    ]
+    with pytest.raises(ShardError, match="8 images have no label, and --train-only leaves no"):
+        conftest.place(records, Rules(train_only=True))

@@ -116,11 +116,11 @@ def test_what_was_begun_with_other_options_is_not_thrown_away(run: Run, release:
     wait_for_shards(out, 3)
     process.kill()
     process.communicate(timeout=30)
-    before = files_of(tmp_path / "pets.partial")
+    before = files_of(tmp_path / "pets.partial/set")
     refused = run("make", "folder", release, "--out", out, *OPTIONS, "--seed", 3)
     assert refused.code == 2
     assert "finished shards of a set made with other options (seed was 0 and is 3)" in refused.err
-    after = files_of(tmp_path / "pets.partial")
+    after = files_of(tmp_path / "pets.partial/set")
     assert {name for name in before if name.endswith(".tar")} <= set(after)
     assert run("make", "folder", release, "--out", out, *OPTIONS, "--seed", 3, "--force").code == 0
     assert Manifest.load(out).about["config"]["seed"] == 3
@@ -135,8 +135,8 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(
     process.kill()
     process.communicate(timeout=30)
     done = sorted(partial.glob("*.done.json"))
-    (partial / done[0].name.removesuffix(".done.json")).write_bytes(b"short")
-    (partial / (done[1].name.removesuffix(".done.json") + ".index.npy")).unlink()
+    (partial / "set" / done[0].name.removesuffix(".done.json")).write_bytes(b"short")
+    (partial / "set" / (done[1].name.removesuffix(".done.json") + ".index.npy")).unlink()
     done[2].write_text("{")
     assert start(release, out).wait(60) == 0
     assert files_of(out) == whole
@@ -213,7 +213,7 @@ def test_a_mount_that_is_gone_stops_the_run_and_costs_no_picture(run: Run, tmp_p
         patch.setattr(folder, "records", and_then_gone)
         ran = run(*make)
     assert ran.code == 2
-    assert "100 images in a row that were listed before cannot be read now (No such file or directory)" in ran.err
+    assert "20 images in a row that were listed before cannot be read now (No such file or directory)" in ran.err
     assert not (tmp_path / "pets").exists()
     away.rename(release)
     assert run(*make).code == 0
@@ -246,3 +246,110 @@ def test_shards_that_lack_a_file_that_is_back_are_written_again(
 def stop(*_: Any) -> None:
     """Instead of finishing."""
     raise RuntimeError
+
+
+def lose(release: Path, count: int) -> None:
+    """Makes images of one class unreadable."""
+    for view in range(count):
+        (release / f"class1/{view}.jpg").write_bytes(b"junk")
+
+
+@pytest.mark.parametrize("where", ["shards.making.maker.write_manifest", "shards.making.output.publish"])
+def test_stopped_while_finishing_it_ends_with_the_same_bytes(run: Run, tmp_path: Path, where: str) -> None:
+    """A class whose images all proved unreadable takes its id with it: ids are set anew, once or twice."""
+    root = write_release(tmp_path / "pets", {f"class{n}": 6 for n in range(8)})
+    lose(root, 6)
+    make = ("make", "folder", root, "--max-skipped", "20%", "--shard-samples", 5)
+    assert run(*make, "--out", tmp_path / "whole/pets").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, interrupt)
+        assert run(*make, "--out", tmp_path / "again/pets").code == 130
+    ran = run(*make, "--out", tmp_path / "again/pets")
+    assert ran.code == 0, ran.err
+    assert files_of(tmp_path / "again/pets") == files_of(tmp_path / "whole/pets")
+    assert run("check", tmp_path / "again/pets").code == 0
+
+
+def test_an_image_that_is_back_brings_back_what_could_not_stand_without_it(run: Run, tmp_path: Path) -> None:
+    root = write_release(tmp_path / "pets", {f"class{n}": 5 for n in range(8)})
+    away = tmp_path / "away.jpg"
+    make = ("make", "folder", root, "--max-skipped", "20%", "--shard-samples", 5, "--min-images", 5)
+    assert run(*make, "--out", tmp_path / "whole/pets").code == 0
+    listed = folder.records
+    with pytest.MonkeyPatch.context() as patch:
+
+        def without_one(options: Any) -> list[Record]:
+            records = list(listed(options))
+            (root / "class2/0.jpg").rename(away)
+            return records
+
+        patch.setattr(folder, "records", without_one)
+        patch.setattr("shards.making.maker.write_manifest", interrupt)
+        assert run(*make, "--out", tmp_path / "again/pets").code == 130
+    away.rename(root / "class2/0.jpg")
+    assert run(*make, "--out", tmp_path / "again/pets").code == 0
+    assert files_of(tmp_path / "again/pets") == files_of(tmp_path / "whole/pets")
+
+
+def test_shards_without_a_single_readable_image_leave_no_file(run: Run, tmp_path: Path) -> None:
+    root = write_release(tmp_path / "pets", {f"class{n}": 6 for n in range(8)})
+    lose(root, 3)
+    ran = run("make", "folder", root, "--out", tmp_path / "set", "--shard-samples", 1, "--max-skipped", "20%")
+    assert ran.code == 0, ran.err
+    assert run("check", tmp_path / "set").code == 0
+    none = write_release(tmp_path / "none", {"class1": 3})
+    lose(none, 3)
+    ran = run("make", "folder", none, "--out", tmp_path / "no", "--max-skipped", "100%", "--train-only")
+    assert ran.code == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_forced_run_that_is_stopped_goes_on_when_it_is_forced_again(
+    release: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "pets"
+    assert start(release, out, "--seed", "5").wait(60) == 0
+    old = files_of(out)
+    process = start(release, out, "--force", "--workers", "1")
+    wait_for_forced(out, 5)
+    process.kill()
+    process.communicate(timeout=30)
+    assert files_of(out) == old
+    again = subprocess.run(
+        [sys.executable, "-m", "shards", "make", "folder", release, "--out", out, *OPTIONS, "--force"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "finished by an earlier run" in again.stdout
+    assert files_of(out) == whole
+
+
+def wait_for_forced(out: Path, count: int) -> None:
+    """As wait_for_shards, where an older set is there all the time."""
+    deadline = time.monotonic() + 30
+    while len(list(out.with_name(f"{out.name}.partial").glob("*.done.json"))) < count and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def test_a_folder_of_somebody_else_in_the_way_is_left_alone(run: Run, release: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets.partial").mkdir()
+    (tmp_path / "pets.partial/thesis.tex").write_text("years of work")
+    ran = run("make", "folder", release, "--out", tmp_path / "pets", *OPTIONS)
+    assert (ran.code, "pets.partial is in the way and was not made by `shards`" in ran.err) == (2, True)
+    assert (tmp_path / "pets.partial/thesis.tex").read_text() == "years of work"
+
+
+def test_an_older_set_that_a_killed_process_had_moved_away_comes_back(
+    run: Run, release: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert run("make", "folder", release, "--out", tmp_path / "pets", *OPTIONS).code == 0
+    (tmp_path / "pets").rename(tmp_path / "pets.replaced")
+    again = run("make", "folder", release, "--out", tmp_path / "pets", *OPTIONS)
+    assert (again.code, "already there" in again.out) == (0, True)
+    assert files_of(tmp_path / "pets") == whole
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    """Ctrl-C."""
+    raise KeyboardInterrupt

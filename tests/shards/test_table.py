@@ -455,3 +455,21 @@ def test_a_table_that_cannot_be_meant_is_refused(
     assert ran.code == 2
     assert message in ran.err
     assert not (tmp_path / "pets").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ("https://u:p@ss@h/x.jpg?size=2&api_key=SECRET&page=3", "h/x.jpg?size=2&page=3"),
+        ("https://u:a/SECRET@h/x.jpg", "h/x.jpg"),
+        ("https://h/x.jpg?X-Auth=SECRET#SECRET", "h/x.jpg"),
+        ("https://h/x.jpg?my%5FPass%77ord=SECRET", "h/x.jpg"),
+        ("https://h/x.jpg?Expires=SECRET&id=7#token=SECRET", "h/x.jpg?id=7"),
+        ("https://h/x.jpg?X-Amz-Date=SECRET&X-Amz-Signature=SECRET", "h/x.jpg"),
+        ("https://h/x.jpg?design=7", "h/x.jpg?design=7"),
+    ],
+)
+def test_no_secret_of_a_url_becomes_part_of_a_source(tmp_path: Path, url: str, source: str) -> None:
+    table = write_table(tmp_path / "t.csv", [{"image": url, "label": "a"}])
+    (record,) = read("table", table)
+    assert (record.source, record.place) == (source, File(url))
