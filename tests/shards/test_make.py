@@ -259,3 +259,27 @@ def test_images_with_several_labels(run: Run, tmp_path: Path) -> None:
     assert run("check", tmp_path / "set").code == 0
     refused = run(*table, "--out", tmp_path / "no", "--min-images", 2)
     assert "--min-images counts the images of a class, but here images have several labels" in refused.err
+
+
+def test_a_list_that_knows_none_of_the_samples_is_refused(run: Run, release: Path, tmp_path: Path) -> None:
+    """Keys start with the domain, so a list made of a set of another name would quietly leave nothing out."""
+    (tmp_path / "drop.csv").write_text("key\nanimals/cat%2F0\n")
+    ran = run("make", "folder", release, "--out", tmp_path / "pets", "--drop", tmp_path / "drop.csv")
+    assert (ran.code, "--drop: none of its 1 keys is in the input, whose keys are like pets/" in ran.err) == (2, True)
+
+
+def test_fewer_classes_are_split_as_all_are(run: Run, tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", {f"class{n}": 3 for n in range(120)})
+    assert run("make", "folder", release, "--out", tmp_path / "set", "--num-classes", 60).code == 0
+    classes = Manifest.load(tmp_path / "set").classes
+    assert len(classes) == 60
+    assert 4 <= (classes.counts("dev") > 0).sum() <= 22
+
+
+def test_val_is_what_others_call_dev(run: Run, release: Path, tmp_path: Path) -> None:
+    lines = ["image,label,split"]
+    for path in sorted(release.rglob("*.jpg")):
+        lines.append(f"{path.relative_to(release)},{path.parent.name},{'Val' if path.parent.name > 'fow' else 'train'}")
+    (release / "table.csv").write_text("\n".join(lines))
+    assert run("make", "table", release / "table.csv", "--out", tmp_path / "set").code == 0
+    assert Manifest.load(tmp_path / "set").select("dev", "query")
