@@ -56,9 +56,8 @@ def clear_leftovers(base: Base, new: Path) -> None:
     """Removes what an append left that was stopped after its merge, or before the set changed otherwise."""
     if (new / MANIFEST).is_file():
         left = Manifest.load(new)
-        if left.about.get("config", {}).get("base") not in (None, base.manifest.digest) or (
-            left.shards and np.isin(Base(left).hashes, base.hashes).all()
-        ):
+        made_for = left.about.get("config", {}).get("base")  # None: somebody's own set of that name
+        if made_for and (made_for != base.manifest.digest or np.isin(Base(left).hashes, base.hashes).all()):
             discard(new)
     partial = output.partial_folder(new)
     if base_of(partial / output.PLAN) not in (None, base.manifest.digest):

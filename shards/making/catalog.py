@@ -8,8 +8,6 @@ cell) are spilled to a second file.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +19,15 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, did_you_mean
 from shards.key import hash_8, key_hash, key_of
-from shards.place import Inline, Span, pack, unpack
+from shards.making.lines import BLOBS, RECORDS, read_records, say, to_json
+from shards.place import Inline, Span, pack
 from shards.record import Record
 
-RECORDS, BLOBS = "records.jsonl", "images.bin"
 PLACES = (
     "train",
     *(f"{split}{role}" for split in ("dev", "test") for role in ("", "_query", "_index", "_distractor")),
 )
 NOT_SAID = -1
-to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps makes such an encoder for every call
 MAX_DOMAIN = 2**16 - 1  # of the sidecar
 ClassName = tuple[str, str]  # domain, label
 
@@ -281,54 +278,6 @@ def key_columns(key: str, seed: int) -> dict[str, int]:
     """What is computed from a sample's key: its hash in the sidecar, a draw, and its place in the shuffle by `seed`."""
     rank = hashlib.blake2b(key.encode(), digest_size=16, salt=seed.to_bytes(8, "little")).digest()[:8]
     return {"key_hash": key_hash(key), "draw": hash_8(key), "rank": int.from_bytes(rank, "big")}
-
-
-def say(record: Record) -> str:
-    """What the input says of an image, as JSON; where its bytes lie and what its key was is not part of that.
-
-    The sum of the hashes of these texts is the fingerprint. What is drawn counts by its name.
-    """
-    return to_json(
-        (
-            record.domain,
-            record.label,
-            record.source,
-            record.group,
-            record.split,
-            record.num_bytes,
-            record.labels,
-            record.box,
-            dict(record.extra),
-            record.problem,
-        )
-    )
-
-
-def from_line(line: bytes) -> Record:
-    """The record as it was but for `changed_at`."""
-    said, (place, key) = json.loads(line.decode())  # given bytes, json first looks for their encoding
-    domain, label, source, group, split, num_bytes, labels, box, extra, problem = said
-    return Record(
-        domain=domain,
-        label=label,
-        source=source,
-        place=unpack(place),
-        group=group,
-        split=split,
-        labels=tuple(labels),
-        box=tuple(box) if box else None,
-        extra=extra,
-        key=key,
-        num_bytes=num_bytes,
-        problem=problem,
-    )
-
-
-def read_records(folder: Path, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[Record]:
-    """The records on these lines."""
-    with (folder / RECORDS).open("rb") as file:
-        for start, length in zip(starts, lengths, strict=True):
-            yield from_line(os.pread(file.fileno(), length, start))
 
 
 def fill(folder: Path, records: Iterable[Record], *, seed: int = 0) -> Catalog:

@@ -9,8 +9,7 @@ finish    numbers of classes, lists, manifest, rename    this file, output.py
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from shards.making.filters import usable
 from shards.making.layout import Sizes, Task, lay_out
 from shards.making.numbering import Numbering, number, renumber
 from shards.making.rules import Rules
+from shards.making.skips import Skips, write_skips
 from shards.making.split import Plan, make_plan, without
 from shards.making.target import Target, open_target
 from shards.making.writer import Work, Written, thin, write_shard
@@ -36,7 +36,6 @@ from shards.record import Record
 
 Watch = Callable[[int, int, int], None]
 """Called with the number of images to do, of images done, and of bytes written."""
-NAMED_IN_ERROR = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,42 +266,3 @@ def finish(
         groups=final.group_names(catalog),
         about={**about, **several, "skipped": len(skips.found)},
     )
-
-
-@dataclass(slots=True)
-class Skips:
-    """Images that cannot be used, and how many of them are too many."""
-
-    max_share: float
-    num_images: int
-    catalog: Catalog
-    found: list[Skip] = field(default_factory=list)
-
-    def add(self, written: Written) -> None:
-        """Counts those of a shard; stops early, but not before there are a few to name."""
-        self.found += [Skip(row, reason) for row, reason in written.lost]
-        if len(self.found) >= NAMED_IN_ERROR:
-            self.check()
-
-    def check(self) -> None:
-        """ShardError when there are too many."""
-        share = len(self.found) / self.num_images
-        if share > self.max_share:
-            few = self.found[:NAMED_IN_ERROR]
-            names = [record.name for record in self.catalog.records([skip.row for skip in few])]
-            named = [f"  {name}: {skip.reason}" for name, skip in zip(names, few, strict=True)]
-            named += ["  …"] if len(self.found) > len(named) else []
-            raise ShardError(
-                f"{len(self.found)} of {self.num_images} images cannot be used, more than --max-skipped "
-                f"{self.max_share:.3g}; mend or remove them, or allow more:\n" + "\n".join(named)
-            )
-
-
-def write_skips(path: Path, catalog: Catalog, skips: Sequence[Skip]) -> None:
-    """skipped.csv, sorted by name."""
-    records = catalog.records([skip.row for skip in skips])
-    rows = [(r.domain, r.label or "", r.source, s.reason) for r, s in zip(records, skips, strict=True)]
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("domain", "label", "source", "reason"))
-        table.writerows(sorted(rows))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import ShardError
-from shards.making.catalog import BLOBS, RECORDS
+from shards.making.lines import BLOBS, RECORDS
 from shards.making.writer import DONE
 from shards.manifest import MANIFEST, Manifest
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shards.errors import ShardError
 from shards.images.imaging import Look, move_box, prepare
 from shards.key import key_of
-from shards.making.catalog import read_records, to_json
+from shards.making.lines import read_records, to_json
 from shards.manifest import SIDECAR, Shard, read_sample, write_labels, write_sidecar
 from shards.record import Record, Unreadable, reason_of
 from shards.remote import send, size
