@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 HIDDEN = (".", "__MACOSX")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+REFUSED_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # listed all the same, so that skipped.csv names them
+TAKEN_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = TAKEN_SUFFIXES + REFUSED_SUFFIXES
 CHANGED = ("mtime", "LastModified", "last_modified", "updated")  # what file systems call the modification time
 
 

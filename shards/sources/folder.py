@@ -20,7 +20,7 @@ from pathlib import Path
 
 from shards.errors import ShardError, did_you_mean, first_few
 from shards.files import below, is_url, path_of, place_path, shown
-from shards.inputs.listing import IMAGE_SUFFIXES, Entry, is_image, list_folders, walk_files
+from shards.inputs.listing import TAKEN_SUFFIXES, Entry, is_image, list_folders, walk_files
 from shards.place import File
 from shards.record import SPLIT_WORDS, Record
 
@@ -89,7 +89,7 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
             changed_at=entry.changed_at,
         )
     if folder is None:
-        raise ShardError(f"{shown(root)}: no images in it or below; image files end in {' '.join(IMAGE_SUFFIXES)}")
+        raise ShardError(f"{shown(root)}: no images in it or below; image files end in {' '.join(TAKEN_SUFFIXES)}")
 
 
 def read_folder(folder: str, words: list[str], domain: str, root: Path | str) -> Meaning:

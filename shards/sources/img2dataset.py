@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from shards.errors import ShardError, did_you_mean
 from shards.files import is_url, path_of, place_path, shown
-from shards.inputs.listing import IMAGE_SUFFIXES, Entry, walk_files
+from shards.inputs.listing import IMAGE_SUFFIXES, TAKEN_SUFFIXES, Entry, walk_files
 from shards.inputs.members import Member, open_plain, walk_members
 from shards.inputs.rows import load_json, storable
 from shards.place import Span
@@ -59,7 +59,7 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
             yield record
     if not is_any:
         raise ShardError(
-            f"{shown(options.root)}: no images in the tars; image members end in {' '.join(sorted(IMAGES))}"
+            f"{shown(options.root)}: no images in the tars; image members end in {' '.join(TAKEN_SUFFIXES)}"
         )
     for word in sorted(wanted.keys() - seen):
         there = ", ".join(others) or "none, since no sample has a .json"

@@ -283,3 +283,16 @@ def test_val_is_what_others_call_dev(run: Run, release: Path, tmp_path: Path) ->
     (release / "table.csv").write_text("\n".join(lines))
     assert run("make", "table", release / "table.csv", "--out", tmp_path / "set").code == 0
     assert Manifest.load(tmp_path / "set").select("dev", "query")
+
+
+def test_a_picture_in_a_format_that_is_not_taken_is_named_not_passed_over(
+    run: Run, release: Path, tmp_path: Path
+) -> None:
+    for name in ("new.avif", "phone.heic"):
+        (release / "cat" / name).write_bytes(b"\0\0\0\x20ftypavif" + bytes(64))
+    (release / "cat/paint.jfif").write_bytes(picture(77))
+    ran = run("make", "folder", release, "--out", tmp_path / "pets", "--max-skipped", "20%")
+    assert ran.code == 0, ran.err
+    skipped = (tmp_path / "pets/skipped.csv").read_text()
+    assert "cat/new.avif" in skipped and "cat/phone.heic" in skipped
+    assert "pets/cat%2Fpaint" in places_of(Manifest.load(tmp_path / "pets"))
