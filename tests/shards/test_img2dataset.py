@@ -168,7 +168,7 @@ def test_roots_without_tars_are_refused(tmp_path: Path, fetched: Path) -> None:
         list(read("img2dataset", tmp_path / "nowhere"))
     with pytest.raises(ShardError, match=r"00000.parquet: neither a folder nor a .tar"):
         list(read("img2dataset", fetched / "00000.parquet"))
-    with pytest.raises(ShardError, match="no images in the tars; image members end in .bmp"):
+    with pytest.raises(ShardError, match=r"no images in the tars; image members end in .bmp"):
         list(read("img2dataset", write_tar(tmp_path / "text.tar", {"1.txt": b"a"})))
     (fetched / "00001.tar").write_bytes((fetched / "00001.tar").read_bytes()[:3000])
     with pytest.raises(ShardError, match=r"out/00001.tar: .*copy or download it again"):
