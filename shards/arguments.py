@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -46,3 +47,16 @@ def pair(text: str) -> tuple[str, str]:
     if not (old and equals and new):
         raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW")
     return old, new
+
+
+def add_workers(add: Callable[..., Any]) -> None:
+    """--workers, by the `add_argument` of a parser or a group."""
+    from shards.pool import usable_cpus
+
+    add(
+        "--workers",
+        type=count,
+        default=usable_cpus(),
+        metavar="N",
+        help="processes (default: all CPUs, here %(default)s)",
+    )

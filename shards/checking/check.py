@@ -25,10 +25,11 @@ from shards.checking.walk import Found, walk_samples
 from shards.errors import ShardError
 from shards.manifest import CLASSES, GROUPS, MANIFEST, Manifest, Shard, totals
 from shards.record import SPLITS
+from shards.skipped import SKIPPED
 
 Watch = Callable[[int, int, int], None]
 """Called with the samples to do, those done, and the bytes of their images."""
-SKIPPED, SIZES, WIDS = "skipped.csv", "sizes.json", "wids.json"
+SIZES, WIDS = "sizes.json", "wids.json"
 
 
 @dataclass(slots=True)

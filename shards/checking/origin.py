@@ -27,11 +27,11 @@ from shards.making.options import options_of, read_order
 from shards.making.split import make_plan, without
 from shards.making.writer import Losses, Work, get_ready
 from shards.manifest import Manifest, Shard
+from shards.skipped import LONELY
 from shards.sources import load_source
 from shards.tar import Ready
 
 Hashes = NDArray[np.uint64]
-LONELY = "no readable index image of its class is left"  # a reason in skipped.csv that follows from the others
 
 
 @dataclass(frozen=True)

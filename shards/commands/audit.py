@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.arguments import count, seed
+from shards.arguments import add_workers, count, seed
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """The set, and how closely to look."""
     from shards.audit import THRESHOLD_BITS, TINY_PX
-    from shards.pool import usable_cpus
 
     bits, least = THRESHOLD_BITS, TINY_PX
     add = parser.add_argument
@@ -47,13 +46,7 @@ def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         metavar="PX",
         help=f"images with a shorter side are named (default: {least})",
     )
-    add(
-        "--workers",
-        type=count,
-        default=usable_cpus(),
-        metavar="N",
-        help="processes (default: all CPUs, here %(default)s)",
-    )
+    add_workers(add)
     add("--strict", action="store_true", help="exit code 1 when a finding is grave")
 
 

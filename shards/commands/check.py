@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.arguments import count
+from shards.arguments import add_workers
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -25,17 +25,9 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """The set, how thoroughly, and what then."""
-    from shards.pool import usable_cpus
-
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="the shard set")
-    add(
-        "--workers",
-        type=count,
-        default=usable_cpus(),
-        metavar="N",
-        help="processes (default: all CPUs, here %(default)s)",
-    )
+    add_workers(add)
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--quick", action="store_true", help="read no tar: sizes, sidecars and lists only")
     either.add_argument(

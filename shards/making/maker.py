@@ -27,12 +27,13 @@ from shards.making.filters import usable
 from shards.making.layout import Sizes, Task, lay_out
 from shards.making.numbering import Numbering, number, renumber
 from shards.making.rules import Rules
-from shards.making.skips import Skips, write_skips
+from shards.making.skips import Skips, as_rows
 from shards.making.split import Plan, make_plan, without
 from shards.making.target import Target, open_target
 from shards.making.writer import Work, Written, thin, write_shard
 from shards.manifest import Manifest, write_manifest
 from shards.record import Record
+from shards.skipped import LONELY, SKIPPED, write_skipped
 
 Watch = Callable[[int, int, int], None]
 """Called with the number of images to do, of images done, and of bytes written."""
@@ -233,7 +234,7 @@ def leave_out(
         if out != written[file].left_out:
             target.bring(file)
             written[file] = thin(work, written[file], out)
-    skips.found += [Skip(int(row), "no readable index image of its class is left") for row in lonely]
+    skips.found += [Skip(int(row), LONELY) for row in lonely]
     return rest, len(gone) - len(lonely)
 
 
@@ -255,7 +256,7 @@ def finish(
         renumber(folder, shard, final.of(catalog, rows), final.labels_of(catalog, rows), rows)
     output.clear_but(folder, {name for shard in shards for name in (shard.file, shard.sidecar, shard.labels)})
     if skips.found:
-        write_skips(folder / "skipped.csv", catalog, skips.found)
+        write_skipped(folder / SKIPPED, as_rows(catalog, skips.found))
     several = {"multi_label": True} if catalog.is_multi_label else {}
     write_manifest(
         folder,

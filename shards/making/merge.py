@@ -20,11 +20,10 @@ from shards.making import output
 from shards.making.base import refuse_damaged
 from shards.making.writer import DONE
 from shards.manifest import LABELS, SIDECAR, Manifest, Shard, write_labels, write_manifest, write_sidecar
+from shards.skipped import SKIPPED, SKIPPED_COLUMNS, write_skipped
 
 Watch = Callable[[int, int, int], None]
 Ids = NDArray[np.int64]
-SKIPPED = "skipped.csv"
-SKIPPED_COLUMNS = ("domain", "label", "source", "reason")
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def write_merged(
             done, written = done + old.samples, written + old.bytes
             watch(total, done, written)
     several = {"multi_label": True} if manifests[0].is_multi_label else {}
-    skipped = sorted({line for manifest in manifests for line in read_skipped(manifest)})
+    skipped = {line for manifest in manifests for line in read_skipped(manifest)}
     if skipped:
         write_skipped(folder / SKIPPED, skipped)
     counted = {"skipped": len(skipped), "small": sum(manifest.about.get("small", 0) for manifest in manifests)}
@@ -176,14 +175,6 @@ def read_skipped(manifest: Manifest) -> Iterator[tuple[str, ...]]:
                 yield tuple(row.get(name) or "" for name in SKIPPED_COLUMNS)
     except csv.Error as error:
         raise ShardError(f"{path}: not readable as CSV ({error}); mend or remove it") from error
-
-
-def write_skipped(path: Path, lines: Sequence[tuple[str, ...]]) -> None:
-    """As `shards make` writes it."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(SKIPPED_COLUMNS)
-        table.writerows(lines)
 
 
 def link(old: Path, new: Path) -> None:

@@ -37,11 +37,9 @@ class Numbering:
         pairs = catalog.pairs
         if not len(pairs):
             return {}
-        pairs = pairs[np.isin(pairs[:, 0], rows)]
-        labels: dict[int, list[int]] = {}
-        for row, label in zip(pairs[:, 0].tolist(), self.classes[pairs[:, 1]].tolist(), strict=True):
-            labels.setdefault(row, []).append(label)
-        return {row: tuple(sorted(ids)) for row, ids in labels.items()}
+        first, last = (np.searchsorted(pairs[:, 0], rows, side).tolist() for side in ("left", "right"))  # by row
+        ids = {row: self.classes[pairs[a:b, 1]] for row, a, b in zip(rows.tolist(), first, last, strict=True) if b > a}
+        return {row: tuple(sorted(labels.tolist())) for row, labels in ids.items()}
 
     def domain_names(self, catalog: Catalog) -> list[str]:
         """By id."""

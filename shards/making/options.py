@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.arguments import count, pair, seed, share
+from shards.arguments import add_workers, count, pair, seed, share
 from shards.errors import ShardError, did_you_mean
 from shards.files import is_url, place_path, shown
 from shards.sources import load_source, source_names
@@ -31,17 +31,9 @@ KINDS = (".yaml", ".yml")
 
 def add_set_options(parser: argparse.ArgumentParser) -> None:
     """How the set is written."""
-    from shards.pool import usable_cpus
-
     add = parser.add_argument_group("the set").add_argument
     add("--force", action="store_true", help="replace a set that is there")
-    add(
-        "--workers",
-        type=count,
-        default=usable_cpus(),
-        metavar="N",
-        help="processes (default: all CPUs, here %(default)s)",
-    )
+    add_workers(add)
     add("--seed", type=seed, default=0, help="of the shuffle (default: 0)")
     add("--shard-mb", type=count, default=256, metavar="MB", help="largest shard in 10^6 bytes (default: 256)")
     add("--shard-samples", type=count, metavar="N", help="most samples in a shard (default: as many as fit)")

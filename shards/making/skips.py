@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shards.errors import ShardError
 from shards.making.catalog import Catalog, Skip
@@ -43,11 +41,7 @@ class Skips:
             )
 
 
-def write_skips(path: Path, catalog: Catalog, skips: Sequence[Skip]) -> None:
-    """skipped.csv, sorted by name."""
+def as_rows(catalog: Catalog, skips: Sequence[Skip]) -> list[tuple[str, ...]]:
+    """What skipped.csv says of them."""
     records = catalog.records([skip.row for skip in skips])
-    rows = [(r.domain, r.label or "", r.source, s.reason) for r, s in zip(records, skips, strict=True)]
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("domain", "label", "source", "reason"))
-        table.writerows(sorted(rows))
+    return [(r.domain, r.label or "", r.source, s.reason) for r, s in zip(records, skips, strict=True)]

@@ -14,9 +14,9 @@ from shards.errors import ShardError
 from shards.manifest import Manifest
 from shards.record import ROLES, SPLITS
 from shards.showing.sizes import Sizes, measure_images
+from shards.skipped import SKIPPED
 from shards.ustar import BLOCK
 
-SKIPPED = "skipped.csv"
 NAMED = 5
 """Examples kept of what may be many: skipped images of one reason, classes in two splits."""
 ROWS = np.dtype([("shard", "<u4"), ("row", "<u4"), ("label", "<i4"), ("domain", "<u2"), ("image_bytes", "<u4")])
