@@ -156,7 +156,9 @@ def _sources(config: Config, world: World) -> Iterator[tuple[str, embed.Source]]
 
 def _source(embedder: Embedder, view: View, image_px: int, world: World) -> embed.Source:
     embedder = embedder.to(world.device).eval()
-    return embed.Source(prepare=lambda image_CHW: view.apply(image_CHW, image_px), embed=embedder)
+    return embed.Source(
+        prepare=lambda image_CHW: view.apply(image_CHW, image_px), embed=embedder, min_side=view.min_side(image_px)
+    )
 
 
 def _raw_pixels() -> embed.Source:

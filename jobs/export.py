@@ -81,9 +81,8 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     start = exported.Start(backbone=config.backbone, neck=config.neck, seed=config.seed)
     if config.init:
         start = exported.read_card(config.init.model)[0].began
-    card = exported.Card(
-        backbone=config.backbone, neck=config.neck, view=config.data.view, seed=config.seed, began=start
-    )
+    view = config.data.view or embedder.view
+    card = exported.Card(backbone=config.backbone, neck=config.neck, view=view, seed=config.seed, began=start)
     names, centre_CKD = read_all_centres(checkpoint)
     facts = {"run": config.run.name, "step": state["step"], "classes": len(names)}
     with written_aside(export) as folder:

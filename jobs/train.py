@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from jobs.job import JobConfig, Preempted, Progress
 from retrieval_train.choice import Chosen
 from retrieval_train.config import LinkedPath, Section
-from retrieval_train.data.loader import DataConfig
+from retrieval_train.data.config import DataConfig
 from retrieval_train.engine.engine import EngineConfig
 from retrieval_train.engine.params import Optimizer
 from retrieval_train.engine.schedule import ScheduleConfig
@@ -24,7 +24,7 @@ from retrieval_train.models.backbones.backbone import BackboneConfig
 from retrieval_train.models.lora import Config as Lora
 from retrieval_train.models.necks.linear import Config as LinearNeck
 from retrieval_train.models.necks.neck import NeckConfig
-from retrieval_train.rundir import RunDir, read_json, sampled_digest
+from retrieval_train.rundir import RunDir, read_json, sampled_digest, write_json
 from retrieval_train.tracking import Config as Tracking
 
 if TYPE_CHECKING:
@@ -95,12 +95,16 @@ class Config(JobConfig):
     def problems(self) -> list[tuple[str, str]]:
         found = self.data.problems(self.shards_root)
         found += [(f"backbone.{key}", text) for key, text in self.backbone.problems()]
+        for key in ("strong", "unlabelled"):
+            if getattr(self.data, key) is not None:
+                text = f"the loss '{self.loss.name}' takes one view of labelled images only; leave it out"
+                found.append((f"data.{key}", text))
         if self.init and not (self.init.model / "model.json").is_file():
             found.append(("init.model", f"{self.init.model} is no export: it has no model.json; train that run first"))
         return found
 
     def inputs(self) -> dict[str, str]:
-        found = {f"data.{m.name}": m.digest for m in self.data.manifests(self.shards_root)}
+        found = self.data.digests(self.shards_root)
         if (file := self.backbone.weights_file()) is not None:
             found["backbone.weights"] = sampled_digest(file)
         if self.init is not None:
@@ -110,10 +114,11 @@ class Config(JobConfig):
 
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """Train to the end, or save and raise Preempted; the last step's figures. Resumes from `checkpoints/latest`."""
+    from retrieval_train.data.intake import Intake, cut_back
     from retrieval_train.data.loader import build_loader
     from retrieval_train.engine.loop import Watcher, train
     from retrieval_train.engine.stop import Stop
-    from retrieval_train.engine.watchers import Checkpoint, Show, Track
+    from retrieval_train.engine.watchers import Checkpoint, Follow, Show, Track
     from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
@@ -127,26 +132,42 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         accumulate=config.engine.accumulate,
         seed=config.seed,
     )
-    num_steps = config.length.num_steps(loader.order.epoch_steps)
+    _check_sets(loader, run, world)
+    num_steps = config.length.num_steps(loader.epoch_steps)
     embedder = fresh_embedder(config).to(world.device)
     lora.check_alive(embedder, image_px=config.backbone.image_px)
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     if config.init:
         head.take(exported.read_centres(config.init.model))
-    learner = Learner(embedder, head, config.loss, world)
+    learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
     engine = config.engine.build(learner, config.optimizer, config.schedule.build(num_steps), seed=config.seed)
 
-    _resume(engine, run, loader)
+    if (latest := run.latest_checkpoint()) is not None:
+        loader.order.take_state(engine.load(latest).get("order", {}))
+        log.info("going on from %s", latest)
     if world.rank == 0:
         cut_metrics(run.metrics, last_step=engine.step)
+        for folder in (run.bad, run.ledger):
+            cut_back(folder, steps=engine.step)
+    world.barrier()
     _tell(config, loader, embedder, num_steps, engine.step)
     values = config.model_dump(mode="json")
     tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values)
-    extra = {"tracker": tracker.id, "sets": _sets(loader)}
+
+    def extra() -> dict[str, Any]:
+        return {"tracker": tracker.id, "order": loader.order.state()}
+
     checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
+    intake = Intake(
+        world,
+        bad_file=run.bad / f"{world.rank:05d}.jsonl",
+        ledger_file=run.ledger / f"{world.rank:05d}.tsv" if config.data.ledger else None,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
     progress = Progress(run, world, "train", total=num_steps, unit="steps")
     watchers: list[Watcher] = [
-        Track(tracker, epoch_steps=loader.order.epoch_steps),
+        Track(tracker, epoch_steps=loader.epoch_steps, agree=intake.agree),
+        Follow(loader.order, world),
         Show(progress.show, num_steps=num_steps),
         checkpoints,
     ]
@@ -154,7 +175,8 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     failed = True
     try:
         with stop.listening(), contextlib.closing(loader.draws(engine.step, num_steps)) as draws:
-            ending = train(engine, draws, watchers, stop)
+            ending = train(engine, intake.watched(draws, first=engine.step), watchers, stop)
+        intake.agree()
         _after(ending, engine.step, checkpoints)
         failed = False
     except Preempted:
@@ -202,28 +224,26 @@ def _after(ending: Ending, step: int, checkpoints: Any) -> None:
         raise Preempted(f"{ending} at step {step}; saved")
 
 
-def _resume(engine: Any, run: RunDir, loader: Loader) -> None:
-    """Take the latest checkpoint where there is one. Raises ValueError when a shard set is not what it was."""
-    latest = run.latest_checkpoint()
-    if latest is None:
-        return
-    extra: dict[str, Any] = engine.load(latest)
-    if extra["sets"] != _sets(loader):
-        changed = sorted(name for name, digest in _sets(loader).items() if extra["sets"].get(name) != digest)
-        raise ValueError(f"the shard set {', '.join(changed)} was changed since {latest} was saved; start a new run")
-    log.info("going on from %s", latest)
-
-
-def _sets(loader: Loader) -> dict[str, str]:
-    return {reader.manifest.name: reader.manifest.digest for reader in loader.readers}
+def _check_sets(loader: Loader, run: RunDir, world: World) -> None:
+    """Raises ValueError when a shard set is not what it was when the run began."""
+    if not run.sets.is_file() and world.rank == 0:
+        write_json(run.sets, loader.sets)
+    world.barrier()
+    began = read_json(run.sets)
+    changed = sorted(name for name in began.keys() | loader.sets.keys() if began.get(name) != loader.sets.get(name))
+    if changed:
+        raise ValueError(
+            f"the shard set {', '.join(changed)} is not what it was when {run.path.name} began: the order would be "
+            "another one. Put the old set back, or submit again for a new run"
+        )
 
 
 def _tell(config: Config, loader: Loader, embedder: Embedder, num_steps: int, step: int) -> None:
     trained = sum(parameter.numel() for parameter in embedder.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in embedder.parameters())
-    samples, classes = sum(map(len, loader.readers)), len(loader.labels.names)
+    samples, classes = loader.num_samples, len(loader.labels.names)
     log.info("%s: %s of %s weights are trained", config.backbone.name, f"{trained:,}", f"{total:,}")
-    log.info("%s images of %s classes, %d steps an epoch", f"{samples:,}", f"{classes:,}", loader.order.epoch_steps)
+    log.info("%s images of %s classes, %d steps an epoch", f"{samples:,}", f"{classes:,}", loader.epoch_steps)
     log.info("steps %d to %d on %d ranks of %s", step + 1, num_steps, loader.world.size, loader.world.device.type)
 
 

@@ -4,6 +4,8 @@ examples:
   python launcher/status.py runs                       every run below ./runs
   python launcher/status.py logs demo -f               what rank 0 of the newest run named demo writes
   python launcher/status.py cancel runs/demo-1a2b3c4d
+  python launcher/status.py seen demo glyphs/a-01      the steps that trained on an image
+  python launcher/status.py seen demo --step 120       the images that a step trained on
 
 A RUN is a run folder or, below --runs-root, the name of one or of its newest run.
 """
@@ -44,7 +46,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python launcher/status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(required=True, metavar="{runs,logs,cancel}")
+    verbs = parser.add_subparsers(required=True, metavar="{runs,logs,cancel,seen}")
     runs = verbs.add_parser("runs", parents=[shared], help="a table of all runs")
     runs.set_defaults(do=_runs)
     logs = verbs.add_parser("logs", parents=[shared], help="what a rank wrote")
@@ -55,6 +57,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     cancel = verbs.add_parser("cancel", parents=[shared], help="end a run; it may save first")
     cancel.add_argument("run", metavar="RUN")
     cancel.set_defaults(do=_cancel)
+    seen = verbs.add_parser("seen", parents=[shared], help="which steps trained on an image, or on which images a step")
+    seen.add_argument("run", metavar="RUN")
+    asked = seen.add_mutually_exclusive_group(required=True)
+    asked.add_argument("key", metavar="KEY", nargs="?", help="key of a sample: <domain>/<name>")
+    asked.add_argument("--step", type=int, help="as metrics.jsonl counts: from 1")
+    seen.set_defaults(do=_seen)
     return parser.parse_args(argv)
 
 
@@ -146,6 +154,17 @@ def _cancel(options: argparse.Namespace) -> int:
     if state == "failed":  # instead of the words of whichever rank was ended first
         write_text(run.error, "cancelled; the same command goes on with it\n")
     print(f"{watch.shown(run.path)} has ended: {state}; the same submit goes on with it")
+    return 0
+
+
+def _seen(options: argparse.Namespace) -> int:
+    from launcher import seen
+
+    run = _find(options.run, options.runs_root)
+    if options.step is not None:
+        seen.show_step(run, options.step)
+    else:
+        seen.show_key(run, options.key)
     return 0
 
 

@@ -60,6 +60,21 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def sets(self) -> Path:
+        """The shard sets with which the run began: name -> digest."""
+        return self.path / "sets.json"
+
+    @property
+    def bad(self) -> Path:
+        """Samples that could not be read, a file a rank."""
+        return self.path / "bad"
+
+    @property
+    def ledger(self) -> Path:
+        """Which sample was in which row of which step, a file a rank; on demand."""
+        return self.path / "ledger"
+
+    @property
     def tracker_id(self) -> Path:
         """The id of the run's W&B run, from its first start on: a run killed before its first checkpoint keeps it."""
         return self.path / "tracker_id"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +32,20 @@ from shards.record import ROLES, SPLITS
 from shards.stated import refuse_malformed
 from shards.ustar import BLOCK, padding, parse_header
 
-__all__ = ["LABELS", "SIDECAR", "Classes", "Manifest", "Sample", "Shard", "ShardError", "read_sample"]
+__all__ = [
+    "LABELS",
+    "MANIFEST",
+    "SIDECAR",
+    "Classes",
+    "Manifest",
+    "Sample",
+    "Shard",
+    "ShardError",
+    "key_hash",
+    "parse_sample",
+    "read_sample",
+    "span_of",
+]
 
 SCHEMA = 1
 MANIFEST, CLASSES, GROUPS = "manifest.json", "classes.tsv", "groups.tsv"
@@ -95,19 +108,32 @@ class Manifest:
     """sha256 of the shards' sums and the classes: equal for equal content, whatever the folder is called."""
     about: Mapping[str, Any] = field(repr=False, compare=False)
     """All of manifest.json: tool, config, totals, skipped."""
+    has_tars: bool = True
+    """Whether the tars lie in the folder too; else it holds a copy of everything but them."""
 
     @classmethod
     def load(cls, folder: Path | str) -> Manifest:
         """Opens the set in this folder; reads manifest.json only."""
         folder = Path(folder)
-        about = read_manifest(folder)
-        refuse_malformed(folder / MANIFEST, about)
+        return cls.of(folder, read_manifest(folder), where=folder / MANIFEST)
+
+    @classmethod
+    def parse(cls, raw: bytes, folder: Path, *, name: str, where: object) -> Manifest:
+        """The set whose manifest.json holds these bytes and came from `where`, with its tables to be in this folder
+        and its tars elsewhere."""
+        manifest = cls.of(folder, parse_manifest(raw, where), where=where)
+        return replace(manifest, name=name, has_tars=False)
+
+    @classmethod
+    def of(cls, folder: Path, about: Mapping[str, Any], *, where: object) -> Manifest:
+        """The set that a manifest.json states."""
+        refuse_malformed(where, about)
         try:
             shards = tuple(Shard(**shard) for shard in about["shards"])
             domains = tuple(about["domains"])
             digest = content_digest(shards, domains, about["classes"])
         except (KeyError, TypeError) as error:
-            raise ShardError(f"{folder / MANIFEST}: damaged ({error!r}); make the set again") from error
+            raise ShardError(f"{where}: damaged ({error!r}); make the set again") from error
         return cls(folder, folder.resolve().name, shards, domains, digest, about)
 
     def select(self, split: str, role: str | None = None) -> tuple[Shard, ...]:
@@ -121,10 +147,11 @@ class Manifest:
         return tuple(shard for shard in self.shards if shard.split == split and role in (None, shard.role))
 
     def sidecar(self, shard: Shard) -> np.ndarray:
-        """The shard's rows as a read-only memmap of SIDECAR; checked against the manifest's count and size."""
+        """The shard's rows as a read-only memmap of SIDECAR; checked against the manifest's count and size, and
+        against the tar's size where the tar lies beside."""
         tar, path = self.folder / shard.file, self.folder / shard.sidecar
         try:
-            num_bytes = tar.stat().st_size
+            num_bytes = tar.stat().st_size if self.has_tars else shard.bytes
             rows = read_rows(path)
         except (OSError, ValueError) as error:
             raise ShardError(f"{path.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
@@ -199,20 +226,32 @@ def read_sample(file: BinaryIO, row: np.void) -> Sample:
 
     One seek and one read: the json follows its image.
     """
+    start, num_bytes = span_of(row)
+    file.seek(start)
+    return parse_sample(file.read(num_bytes), row, Path(getattr(file, "name", "shard")).name)
+
+
+def span_of(row: np.void) -> tuple[int, int]:
+    """First byte and number of bytes of a sample in its tar, from the image's header to the end of the json; (0, 0)
+    where the row states what no sample can be."""
     image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
     json_at, json_end = int(row["json_at"]), int(row["json_at"]) + int(row["json_bytes"])
     start = max(image_at - BLOCK, 0)
     is_possible = json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63
-    file.seek(start if is_possible else 0)
-    span = file.read(json_end - start if is_possible else 0)
+    return (start, json_end - start) if is_possible else (0, 0)
+
+
+def parse_sample(span: bytes, row: np.void, file: str) -> Sample:
+    """The sample whose bytes, see span_of, are given; ShardError that names the tar where they are another's."""
+    image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
+    start, length = span_of(row)
     header = parse_header(span[:BLOCK])
     key = header[0].rpartition(".")[0] if header else ""
-    meta = parse_json(span[json_at - start :]) if len(span) == json_end - start else None
+    meta = parse_json(span[int(row["json_at"]) - start :]) if length and len(span) == length else None
     if not header or header[1] != num_bytes or key_hash(key) != int(row["key_hash"]) or meta is None:
         found = f"{header[0]} of {header[1]} bytes{'' if meta else ' without its json'}" if header else "no tar header"
-        name = Path(getattr(file, "name", "shard")).name
         raise ShardError(
-            f"{name}: expected an image of {num_bytes} bytes at byte {image_at}, found {found}; "
+            f"{file}: expected an image of {num_bytes} bytes at byte {image_at}, found {found}; "
             "tar and sidecar do not belong together, run `shards check` on the set"
         )
     return Sample(key, span[BLOCK : BLOCK + num_bytes], meta)
@@ -240,13 +279,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ShardError(f"{folder}: no {MANIFEST}, so it is half-written or not a shard set{sets_beside(folder)}")
     try:
-        about: dict[str, Any] = json.loads(path.read_bytes())
-        schema = about["schema"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raw = path.read_bytes()
+    except OSError as error:
         raise ShardError(f"{path}: damaged ({error!r}); copy or make the set again") from error
+    return parse_manifest(raw, path)
+
+
+def parse_manifest(raw: bytes, where: object) -> dict[str, Any]:
+    """The object that a manifest.json of this version holds."""
+    try:
+        about: dict[str, Any] = json.loads(raw)
+        schema = about["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ShardError(f"{where}: damaged ({error!r}); copy or make the set again") from error
     if schema != SCHEMA:
         raise ShardError(
-            f"{path}: schema {schema}, and this version ({__version__}) reads {SCHEMA}; "
+            f"{where}: schema {schema}, and this version ({__version__}) reads {SCHEMA}; "
             "update the package or make the set again"
         )
     return about

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardError, first_few
@@ -17,11 +16,11 @@ OBJECTS = ("config", "given", "totals", "salvaged")
 """Names whose values are objects where they are there."""
 
 
-def refuse_malformed(path: Path, about: Mapping[str, Any]) -> None:
+def refuse_malformed(where: object, about: Mapping[str, Any]) -> None:
     """ShardError that names what no version writes; what is missing altogether is not looked at."""
     problems = list(find_malformed(about))
     if problems:
-        raise ShardError(f"{path}: damaged: {first_few(problems)}; copy or make the set again")
+        raise ShardError(f"{where}: damaged: {first_few(problems)}; copy or make the set again")
 
 
 def find_malformed(about: Mapping[str, Any]) -> Iterator[str]:

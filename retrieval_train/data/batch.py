@@ -9,24 +9,55 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Bad:
+    """A sample that could not be read; another one took its row."""
+
+    step: int
+    row: int
+    """Of the global batch."""
+    set: str
+    shard: str
+    place: int
+    """Row of the shard."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class Batch:
     """N rows of this rank out of the B rows that all ranks read at this step. N may differ between ranks."""
 
     image_NCHW: Tensor
     """uint8 RGB; the embedder normalises."""
     label_N: Tensor
-    """int64 class ids of the run's joint label space (data/labels.py)."""
+    """int64 class ids of the run's joint label space (data/labels.py); -1: none."""
     counts: tuple[int, ...]
     """The rows of every rank in this micro-batch, in rank order."""
     weight: float
     """This micro-batch's share of the rows of the global batch: 1 without gradient accumulation."""
+    domain_N: Tensor | None = None
+    """int64 positions in the run's domains."""
+    strong_NCHW: Tensor | None = None
+    """The same images augmented strongly, where `data.strong` asks for a second view."""
+    unlabelled: Batch | None = None
+    """Rows without labels that come along, where `data.unlabelled` asks for them."""
     wait_s: float = 0.0
     """How long the step waited for these rows."""
-
-    def pin_memory(self) -> Batch:
-        """torch's loader looks for this name: page-locked rows reach the GPU while it computes."""
-        return replace(self, image_NCHW=self.image_NCHW.pin_memory(), label_N=self.label_N.pin_memory())
+    read_s: float = 0.0
+    """How long workers read them ..."""
+    decode_s: float = 0.0
+    """... and decoded and augmented them, in seconds of one core."""
+    row_N: tuple[int, ...] = ()
+    """Their rows of the global batch."""
+    key_N: tuple[str, ...] = ()
+    """The keys of their samples."""
+    bad: tuple[Bad, ...] = ()
+    """Samples that were to be in these rows and could not be read."""
 
     def to(self, device: torch.device) -> Batch:
-        image, label = self.image_NCHW.to(device, non_blocking=True), self.label_N.to(device, non_blocking=True)
-        return replace(self, image_NCHW=image, label_N=label)
+        moved = {
+            name: tensor.to(device, non_blocking=True)
+            for name in ("image_NCHW", "label_N", "domain_N", "strong_NCHW")
+            if (tensor := getattr(self, name)) is not None
+        }
+        unlabelled = self.unlabelled.to(device) if self.unlabelled else None
+        return replace(self, **moved, unlabelled=unlabelled)

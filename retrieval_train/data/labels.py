@@ -21,6 +21,14 @@ class Labels:
     """Training images of each class."""
     joint_of: tuple[NDArray[np.int64], ...]
     """For each set: its class id -> the joint id, -1 for a class without training images."""
+    domains: tuple[str, ...] = ()
+    """The domains of all sets, sorted."""
+    joint_domain_of: tuple[NDArray[np.int64], ...] = ()
+    """For each set: position in its domains -> position in `domains`."""
+
+    def joint(self, number: int, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Joint class ids of samples of set `number`, -1 for those without a label."""
+        return np.append(self.joint_of[number], -1)[label_N]
 
 
 def join(manifests: Sequence[Manifest]) -> Labels:
@@ -33,4 +41,7 @@ def join(manifests: Sequence[Manifest]) -> Labels:
     names = tuple(sorted(counts))
     joint = {name: number for number, name in enumerate(names)}
     maps = [np.array([joint.get(name, -1) for name in m.classes.class_names()], np.int64) for m in manifests]
-    return Labels(names, np.array([counts[name] for name in names], np.int64), tuple(maps))
+    domains = tuple(sorted({domain for manifest in manifests for domain in manifest.domains}))
+    domain_maps = tuple(np.array([domains.index(name) for name in m.domains], np.int64) for m in manifests)
+    counts_C = np.array([counts[name] for name in names], np.int64)
+    return Labels(names, counts_C, tuple(maps), domains, domain_maps)

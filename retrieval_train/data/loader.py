@@ -1,202 +1,293 @@
-"""The stream of global batches, seen from one rank: each step's rows of this rank, decoded and augmented by workers."""
+"""The stream of global batches, seen from one rank: each step's rows of this rank, decoded and augmented by workers.
+
+The rank's own process says which samples (arithmetic), workers make chunks of rows of them, and the chunks of a step are
+put together here. Chunks are small, so that many workers share one step and the first batch is there soon.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
-from retrieval_train.config import FileName, Section, place
-from retrieval_train.data.augment import Augment
-from retrieval_train.data.view import View
+from retrieval_train.data.config import DataConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from retrieval_train.data.batch import Batch
     from retrieval_train.data.labels import Labels
-    from retrieval_train.data.order import Order
-    from retrieval_train.data.reader import Reader
+    from retrieval_train.data.order.order import Order
+    from retrieval_train.data.worker import Chunk, Stream, Task, Worker
     from retrieval_train.world import World
-    from shards.manifest import Manifest
+
+CHUNK_ROWS = 32
+MOST_AHEAD = 48  # steps that are read ahead at most: orders that follow the training know no more than 64 ahead
 
 
-class DataConfig(Section):
-    """Which sets, in which shares, in what batches."""
+@dataclass(frozen=True)
+class Part:
+    """Rows of one stream that this rank has in one micro-batch."""
 
-    mixture: dict[FileName, float]
-    """Set name (a folder under shards_root) -> how often an epoch takes each of its samples: 1.0 once, 2.0 twice."""
-    batch: int = Field(default=256, ge=1)
-    """Rows of the global batch, over all ranks and accumulated micro-batches."""
-    augment: Augment = Augment()
-    """What is random about a training image."""
-    view: View = View()
-    """How an image is seen when nothing is random: goes into the export, for evaluation."""
-    workers: int = Field(default=1, ge=0, json_schema_extra=place())
-    """Processes of each rank that decode and augment; 0 does it between the steps."""
-
-    @field_validator("mixture")
-    @classmethod
-    def _some_weight(cls, mixture: dict[str, float]) -> dict[str, float]:
-        if not mixture:
-            raise ValueError("names no set; say for example data.mixture.sample=1.0")
-        if any(weight < 0 for weight in mixture.values()) or not sum(mixture.values()):
-            raise ValueError(f"{mixture} needs weights of 0 or more, and one above 0")
-        return mixture
-
-    def manifests(self, shards_root: Path) -> list[Manifest]:
-        """The sets of the mixture, by name. Raises ShardError."""
-        from shards.manifest import Manifest
-
-        return [Manifest.load(shards_root / name) for name in sorted(self.mixture)]
-
-    def weights(self) -> list[float]:
-        return [self.mixture[name] for name in sorted(self.mixture)]
-
-    def problems(self, shards_root: Path) -> list[tuple[str, str]]:
-        from shards.manifest import Manifest, ShardError
-
-        found, rows = [], 0
-        for name in sorted(self.mixture):
-            try:
-                manifest = Manifest.load(shards_root / name)
-                if not manifest.select("train"):
-                    splits = sorted({shard.split for shard in manifest.shards})
-                    found.append((f"data.mixture.{name}", f"has no training samples, only {', '.join(splits)}"))
-                elif manifest.is_multi_label:
-                    text = (
-                        "has images with several labels, which no head or loss here can train on; give each image one"
-                    )
-                    found.append((f"data.mixture.{name}", text))
-                rows += round(self.mixture[name] * sum(shard.samples for shard in manifest.select("train")))
-            except ShardError as error:
-                found.append((f"data.mixture.{name}", str(error)))
-        if not found and rows < self.batch:
-            found.append(("data.batch", f"{self.batch} rows, but an epoch has only {rows}; take a smaller batch"))
-        return found
+    stream: int
+    row_N: Any
+    counts: tuple[int, ...]
+    """Of every rank."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Iterating gives, for each step from `first`, this rank's micro-batches."""
+    """Iterating `draws` gives, for each step, this rank's micro-batches."""
 
-    readers: Sequence[Reader]
-    labels: Labels
-    order: Order
+    streams: Sequence[Stream]
+    """The labelled samples and, if there are any, the unlabelled ones."""
     world: World
-    augment: Augment
+    config: DataConfig
     image_px: int
     accumulate: int
-    workers: int
 
-    def draws(self, first: int, stop: int) -> Generator[Sequence[Batch], None, None]:
-        """The micro-batches of steps [first, stop). Close it (`contextlib.closing`): that ends the workers."""
+    @property
+    def labels(self) -> Labels:
+        return self.streams[0].labels
+
+    @property
+    def order(self) -> Order:
+        return self.streams[0].order
+
+    @property
+    def epoch_steps(self) -> int:
+        return self.order.epoch_steps
+
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.streams[0].readers))
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Name -> digest of every set."""
+        return {r.manifest.name: r.manifest.digest for stream in self.streams for r in stream.readers}
+
+    def draws(self, first: int, stop: int, *, num_steps: int | None = None) -> Generator[list[Batch], None, None]:
+        """The micro-batches of steps [first, stop), of a run of `num_steps` (else `stop`), on the rank's device.
+
+        Close it (`contextlib.closing`): that ends the workers.
+        """
         from torch.utils.data import DataLoader
 
+        from retrieval_train.data.worker import start_worker
+
+        workers, parts = self.config.workers, self._parts()
+        chunks = sum(-(-len(part.row_N) // self._chunk_rows(part)) for part in parts)
+        ahead = max(2, -(-2 * chunks // max(workers, 1)))  # chunks of each worker: two steps, and two chunks
         loader: Any = DataLoader(
-            _Steps(self),  # type: ignore[arg-type]
+            self.worker(first),  # type: ignore[arg-type]
             batch_size=None,
-            sampler=range(first, stop),
-            num_workers=self.workers,
-            prefetch_factor=2 if self.workers else None,
-            multiprocessing_context="fork" if self.workers else None,
+            sampler=self._tasks(parts, first, stop, num_steps or stop),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=max(1, min(ahead, MOST_AHEAD * chunks // workers)) if workers else None,
+            multiprocessing_context="fork" if workers else None,
             pin_memory=self.world.device.type == "cuda",
             collate_fn=_as_it_is,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=start_worker,
         )
         stream = iter(loader)
         try:
             for _ in range(first, stop):
                 started = time.perf_counter()
-                micro_batches = next(stream)
-                if isinstance(micro_batches, ValueError):
-                    raise micro_batches
+                made = [[self._next(stream) for _ in self._cut(part)] for part in parts]
                 wait_s = time.perf_counter() - started
-                yield [replace(micro_batches[0], wait_s=wait_s), *micro_batches[1:]]
+                yield self._assembled(parts, made, wait_s)
         finally:
             # the workers ignore SIGTERM, so what Python does at exit would wait for them for ever
-            if self.workers:
+            if workers:
                 stream._shutdown_workers()
 
-    def step(self, step: int) -> list[Batch]:
-        """This rank's rows of global batch `step`, cut into micro-batches; counts of every rank with them."""
+    def worker(self, first: int) -> Worker:
+        """What each worker process runs, from step `first` on."""
+        from retrieval_train.data.worker import Worker
+
+        return Worker(self.streams)
+
+    def my_rows(self, stream: int, part: int) -> Part:
+        """This rank's rows of micro-batch `part`: the same rows make up the micro-batch on any world size."""
+        from retrieval_train.data.order.order import share
+
+        row_M = self.streams[stream].order.micro_rows(part, self.accumulate)
+        shares = [share(len(row_M), rank, self.world.size) for rank in range(self.world.size)]
+        return Part(stream, row_M[shares[self.world.rank]], tuple(one.stop - one.start for one in shares))
+
+    # --- what is to be done
+
+    def _parts(self) -> list[Part]:
+        """Of one step: every micro-batch's labelled rows, and its unlabelled ones behind them."""
+        streams = range(len(self.streams))
+        return [self.my_rows(stream, part) for part in range(self.accumulate) for stream in streams]
+
+    def _chunk_rows(self, part: Part) -> int:
+        """So many that all workers have their share of a step, where it is large enough."""
+        return max(1, min(CHUNK_ROWS, -(-len(part.row_N) // max(self.config.workers, 1))))
+
+    def _cut(self, part: Part) -> list[slice]:
+        rows = self._chunk_rows(part)
+        return [slice(at, at + rows) for at in range(0, len(part.row_N), rows)]
+
+    def _tasks(self, parts: list[Part], first: int, stop: int, num_steps: int) -> Iterator[Task]:
+        """The tasks of steps [first, stop) in order; each says also what a task two steps later will need."""
+        waiting: deque[Task] = deque()
+        lead = 2 * sum(len(self._cut(part)) for part in parts)
+        for step in range(first, stop):
+            for task in self._tasks_of(parts, step, num_steps):
+                waiting.append(task)
+                if len(waiting) > lead:
+                    ready = waiting.popleft()
+                    yield replace(ready, ahead=(*ready.ahead, *_samples(task)))
+        yield from waiting
+
+    def _tasks_of(self, parts: list[Part], step: int, num_steps: int) -> Iterator[Task]:
+        from retrieval_train.data.order.order import sample_seeds
+        from retrieval_train.data.worker import Task
+
+        image_px = self.config.px_at(step, num_steps, image_px=self.image_px)
+        for part in parts:
+            order = self.streams[part.stream].order
+            set_N, sample_N = order.rows(step, part.row_N)
+            seed_N = sample_seeds(order.seed, step, part.row_N, set_N, sample_N)
+            blocks = tuple((part.stream, *piece) for piece in order.needed_next(step, part.row_N))
+            for cut in self._cut(part):
+                row_R, set_R, sample_R, seed_R = part.row_N[cut], set_N[cut], sample_N[cut], seed_N[cut]
+                yield Task(step, part.stream, image_px, row_R, set_R, sample_R, seed_R, ahead=blocks)
+                blocks = ()
+
+    # --- what was done
+
+    def _next(self, stream: Iterator[Any]) -> Chunk:
+        try:
+            made = next(stream)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
+                raise
+            raise ValueError(
+                f"a data worker of rank {self.world.rank} died ({error}). Most often the machine's memory was full and the "
+                "kernel killed it: take fewer data.workers, a smaller data.cache_gb, or more memory"
+            ) from None
+        if isinstance(made, Exception):
+            raise made
+        chunk: Chunk = made
+        return chunk
+
+    def _assembled(self, parts: list[Part], made: list[list[Chunk]], wait_s: float) -> list[Batch]:
+        batches = [self._batch(part, chunks) for part, chunks in zip(parts, made, strict=True)]
+        if len(self.streams) > 1:
+            pairs = zip(batches[::2], batches[1::2], strict=True)
+            batches = [replace(labelled, unlabelled=unlabelled) for labelled, unlabelled in pairs]
+        return [replace(batches[0], wait_s=wait_s), *batches[1:]]
+
+    def _batch(self, part: Part, chunks: list[Chunk]) -> Batch:
         import torch
 
         from retrieval_train.data.batch import Batch
-        from retrieval_train.data.order import share
 
-        set_B, sample_B = self.order.rows(step)
-        rows = self.order.batch
-        batches = []
-        for part in range(self.accumulate):
-            micro = share(rows, part, self.accumulate)
-            size = micro.stop - micro.start
-            shares = [share(size, rank, self.world.size) for rank in range(self.world.size)]
-            mine = range(rows)[micro][shares[self.world.rank]]
-            images = [self._image(int(set_B[row]), int(sample_B[row]), step, row) for row in mine]
-            labels = [self._label(int(set_B[row]), int(sample_B[row])) for row in mine]
-            counts = tuple(one.stop - one.start for one in shares)
-            batches.append(Batch(torch.stack(images), torch.tensor(labels), counts, size / rows))
-        return batches
-
-    def _image(self, number: int, sample: int, step: int, row: int) -> Tensor:
-        from retrieval_train.data.decode import decode
-        from retrieval_train.data.order import row_seed
-
-        found = self.readers[number].read(sample)
-        seed = row_seed(self.order.seed, step, row)
-        return self.augment.apply(decode(found.image, key=found.key), self.image_px, seed=seed)
-
-    def _label(self, number: int, sample: int) -> int:
-        return int(self.labels.joint_of[number][self.readers[number].label(sample)])
+        device = self.world.device
+        joined = {
+            name: torch.cat([getattr(chunk, name).to(device, non_blocking=True) for chunk in chunks])
+            for name in ("image_RCHW", "label_R", "domain_R", "strong_RCHW")
+            if chunks and getattr(chunks[0], name) is not None
+        }
+        return Batch(
+            joined["image_RCHW"],
+            joined["label_R"],
+            part.counts,
+            weight=sum(part.counts) / self.streams[part.stream].order.batch,
+            domain_N=joined["domain_R"],
+            strong_NCHW=joined.get("strong_RCHW"),
+            read_s=sum(chunk.read_s for chunk in chunks),
+            decode_s=sum(chunk.decode_s for chunk in chunks),
+            row_N=tuple(part.row_N.tolist()),
+            key_N=tuple(key for chunk in chunks for key in chunk.key_R),
+            bad=tuple(bad for chunk in chunks for bad in chunk.bad),
+        )
 
 
-class _Steps:
-    """What torch's DataLoader takes for a dataset: step -> micro-batches."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __getitem__(self, step: int) -> list[Batch] | ValueError:
-        try:
-            return self._loader.step(step)
-        except ValueError as error:  # handed over as it is: torch would wrap the worker's traceback into its words
-            return error
+def _samples(task: Task) -> list[tuple[int, int, int, int]]:
+    pairs = zip(task.set_R.tolist(), task.sample_R.tolist(), strict=True)
+    return [(task.stream, number, sample, 1) for number, sample in pairs]
 
 
 def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _quiet_worker(number: int) -> None:
-    """A worker decodes on one core, and leaves Ctrl-C and the scheduler's signals to its rank, which saves first."""
-    import signal
-
-    import torch
-
-    torch.set_num_threads(1)
-    for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(caught, signal.SIG_IGN)
-
-
 def build_loader(
     config: DataConfig, shards_root: Path, world: World, *, image_px: int, accumulate: int, seed: int
 ) -> Loader:
-    """Raises ShardError for a set that cannot be opened and ValueError for a batch that does not fit."""
+    """Raises ShardError for a set that cannot be opened and ValueError for a batch or an order that does not fit."""
     from retrieval_train.data.labels import join
-    from retrieval_train.data.order import Order
-    from retrieval_train.data.reader import Reader
+    from retrieval_train.data.order.mixed import Config as Mixed
 
-    manifests = config.manifests(shards_root)
-    readers = [Reader(manifest, manifest.select("train")) for manifest in manifests]
-    order = Order(tuple(len(reader) for reader in readers), tuple(config.weights()), config.batch, seed)
-    if config.batch // accumulate < world.size:
+    _check_rows("data.batch", config.batch, accumulate, world.size)
+    streams: list[Stream] = []
+    if extra := config.unlabelled:
+        _check_rows("data.unlabelled.batch", extra.batch, accumulate, world.size)
+        others = config.model_copy(update={"mixture": extra.mixture})
+        more = others.open_sets(shards_root)
+        theirs = (others.weights(), extra.split, extra.batch, seed + 1)
+        all_labels = join([manifest for manifest, _ in more])
+        streams.append(_stream(others, Mixed(), more, all_labels, *theirs, image_px=image_px, labelled=False))
+    if config.foreign:
+        from retrieval_train.data.foreign_loader import build_foreign_loader
+
+        return build_foreign_loader(config, world, streams, image_px=image_px, accumulate=accumulate, seed=seed)
+    opened = config.open_sets(shards_root)
+    labels = join([manifest for manifest, _ in opened])
+    mine = (config.weights(), "train", config.batch, seed)
+    streams.insert(0, _stream(config, config.order, opened, labels, *mine, image_px=image_px))
+    return Loader(streams, world, config, image_px, accumulate)
+
+
+def _check_rows(key: str, batch: int, accumulate: int, ranks: int) -> None:
+    if batch // accumulate < ranks:
         raise ValueError(
-            f"data.batch {config.batch} in {accumulate} micro-batches gives {world.size} ranks less than one row each; "
+            f"{key} {batch} in {accumulate} micro-batches gives {ranks} ranks less than one row each; "
             "take a larger batch or fewer ranks"
         )
-    return Loader(readers, join(manifests), order, world, config.augment, image_px, accumulate, config.workers)
+
+
+def _stream(
+    config: DataConfig,
+    order: Any,
+    opened: Any,
+    labels: Labels,
+    weights: tuple[float, ...],
+    split: str,
+    batch: int,
+    seed: int,
+    *,
+    image_px: int,
+    labelled: bool = True,
+) -> Stream:
+    from retrieval_train.data.decoded import DecodedCache
+    from retrieval_train.data.order.order import Samples
+    from retrieval_train.data.reader import Reader
+    from retrieval_train.data.worker import Stream
+
+    readers = [Reader(manifest, manifest.select(split), store) for manifest, store in opened]
+    samples = Samples(readers, labels, weights, only_labelled=labelled)
+    caches: list[DecodedCache] = []
+    if config.cache_gb:
+        total = max(sum(map(len, readers)), 1)
+        sizes = [int(config.cache_gb * 1e9 * len(reader) / total) for reader in readers]
+        writers = max(config.workers, 1)
+        caches = [DecodedCache(len(reader), size, writers) for reader, size in zip(readers, sizes, strict=True)]
+    return Stream(
+        readers,
+        labels,
+        order.build(samples, batch=batch, seed=seed),
+        config.augment,
+        config.augment_by_domain if labelled else {},
+        config.strong,
+        is_labelled=labelled,
+        keeps_keys=config.ledger,
+        caches=caches,
+        cache_px=max([image_px, *(stretch.px for stretch in config.resolutions)]),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -36,6 +36,8 @@ class Report:
     step_s: float
     wait_s: float
     """How long this rank waited for its rows."""
+    loss_of_domain: dict[str, float] = field(default_factory=dict)
+    """The mean loss of every domain that had rows."""
 
     @classmethod
     def of(cls, micro_batches: Sequence[Batch], **figures: Any) -> Report:

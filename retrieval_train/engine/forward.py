@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retrieval_train.data.batch import Batch
-from retrieval_train.learner import Learner
+from retrieval_train.learner import Learner, Outcome
 
 
 def seeded(seed: int, step: int, rank: int) -> None:
@@ -16,6 +16,25 @@ def seeded(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
-def global_loss(learner: Learner, embed: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+def global_loss(learner: Learner, embed: Callable[[Tensor], Tensor], batch: Batch) -> Outcome:
     """This micro-batch's share of the mean loss over the global batch; the same number on every rank."""
-    return learner.forward(embed, batch.to(learner.world.device)) * batch.weight
+    loss, of_domain_2M = learner.forward(embed, batch.to(learner.world.device))
+    return Outcome(loss * batch.weight, of_domain_2M)
+
+
+class DomainLosses:
+    """Adds up the losses of the domains over the micro-batches of a step."""
+
+    def __init__(self, domains: tuple[str, ...]) -> None:
+        self._domains = domains
+        self._sums: Tensor | None = None
+
+    def add(self, of_domain_2M: Tensor) -> None:
+        self._sums = of_domain_2M if self._sums is None else self._sums + of_domain_2M
+
+    def means(self) -> dict[str, float]:
+        """The mean loss of every domain that had rows."""
+        if self._sums is None or not self._domains:
+            return {}
+        total, count = self._sums.tolist()
+        return {name: total[at] / count[at] for at, name in enumerate(self._domains) if count[at]}

@@ -45,13 +45,14 @@ class Plain:
             tensor.data.copy_(self._world.from_first(tensor.detach().cpu()))
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Report:
-        from retrieval_train.engine.forward import global_loss, seeded
+        from retrieval_train.engine.forward import DomainLosses, global_loss, seeded
 
         started = time.perf_counter()
         seeded(self._seed, self.step, self._world.rank)
-        loss = 0.0
+        loss, domain_losses = 0.0, DomainLosses(self._learner.domains)
         for batch in micro_batches:
-            part = global_loss(self._learner, self._learner.embedder, batch)
+            part, of_domain_2M = global_loss(self._learner, self._learner.embedder, batch)
+            domain_losses.add(of_domain_2M)
             if not part.isfinite():
                 raise NotFinite(f"loss {part.item()} at step {self.step}")
             part.backward()  # type: ignore[no-untyped-call]
@@ -71,8 +72,15 @@ class Plain:
         self._centres.step(lr_factor=factor, clip_factor=clip)
         self.step += 1
         lr = max(group["lr"] for group in self._optimizer.param_groups)
-        step_s = time.perf_counter() - started
-        return Report.of(micro_batches, step=self.step, loss=loss, lr=lr, grad_norm=norm, step_s=step_s)
+        return Report.of(
+            micro_batches,
+            step=self.step,
+            loss=loss,
+            lr=lr,
+            grad_norm=norm,
+            step_s=time.perf_counter() - started,
+            loss_of_domain=domain_losses.means(),
+        )
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
         from retrieval_train.engine import checkpoint

@@ -18,6 +18,7 @@ from retrieval_train.rundir import RunDir, put_in_place
 from retrieval_train.tracking import Tracker
 
 if TYPE_CHECKING:
+    from retrieval_train.data.order.order import Order
     from retrieval_train.world import World
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,20 @@ class CheckpointConfig(Section):
     """How many of the newest stay."""
 
 
-class Track:
-    """Every step's figures for the tracker."""
+RANKS_EVERY = 10  # steps between two looks at all ranks
 
-    def __init__(self, tracker: Tracker, *, epoch_steps: int) -> None:
-        self._tracker, self._epoch_steps = tracker, epoch_steps
+
+class Track:
+    """Every step's figures for the tracker; now and then those of all ranks, which `agree` gives (a collective)."""
+
+    def __init__(self, tracker: Tracker, *, epoch_steps: int, agree: Callable[[], dict[str, float]]) -> None:
+        self._tracker, self._epoch_steps, self._agree = tracker, epoch_steps, agree
         self._last = time.perf_counter()
 
     def after(self, report: Report) -> None:
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
+        of_ranks = self._agree() if report.step % RANKS_EVERY == 0 else {}
         self._tracker.write(
             report.step,
             {
@@ -54,8 +59,21 @@ class Track:
                 "data_wait_s": round(report.wait_s, 4),
                 "step_s": round(report.step_s, 4),
                 "time": round(time.time(), 3),
+                **of_ranks,
+                **{f"loss/{name}": loss for name, loss in report.loss_of_domain.items()},
             },
         )
+
+
+class Follow:
+    """Tells an order that follows the training the losses of its domains; what it makes of them is rank 0's on all ranks."""
+
+    def __init__(self, order: Order, world: World) -> None:
+        self._order, self._world = order, world
+
+    def after(self, report: Report) -> None:
+        if self._order.observe(report.step, report.loss_of_domain):
+            self._order.take_state(self._world.from_first(self._order.state()))
 
 
 class Show:
@@ -76,7 +94,13 @@ class Checkpoint:
     """Saves every n steps; the folder is written aside and renamed, `latest` follows."""
 
     def __init__(
-        self, engine: Engine, run: RunDir, world: World, config: CheckpointConfig, *, extra: dict[str, Any]
+        self,
+        engine: Engine,
+        run: RunDir,
+        world: World,
+        config: CheckpointConfig,
+        *,
+        extra: Callable[[], dict[str, Any]],
     ) -> None:
         self._engine, self._run, self._world, self._config, self._extra = engine, run, world, config, extra
         self._saved = engine.step
@@ -95,7 +119,7 @@ class Checkpoint:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         self._world.barrier()
-        self._engine.save(aside, self._extra)
+        self._engine.save(aside, self._extra())
         if self._world.rank == 0:
             put_in_place(aside, folder)
             self._run.set_latest(folder)

@@ -122,16 +122,17 @@ class Zero:
     # --- stepping
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Report:
-        from retrieval_train.engine.forward import global_loss, seeded
+        from retrieval_train.engine.forward import DomainLosses, global_loss, seeded
 
         assert len(micro_batches) == self._config.accumulate, "DeepSpeed counts the micro-batches of a step"
         started = time.perf_counter()
         seeded(self._seed, self.step, self._world.rank)
         factor = self._schedule.factor(self.step)
         set_lr(self._optimizer, factor)
-        loss = 0.0
+        loss, domain_losses = 0.0, DomainLosses(self._learner.domains)
         for index, batch in enumerate(micro_batches):
-            part = global_loss(self._learner, self._deepspeed, batch)
+            part, of_domain_2M = global_loss(self._learner, self._deepspeed, batch)
+            domain_losses.add(of_domain_2M)
             if not part.isfinite():  # the same number on every rank, so all stop here
                 raise NotFinite(f"loss {part.item()} at step {self.step}")
             self._deepspeed.backward(part * self._world.size, scale_wrt_gas=False)
@@ -145,8 +146,15 @@ class Zero:
         self._centres.step(lr_factor=factor, clip_factor=self._clip_factor)
         self.step += 1
         lr = max(group["lr"] for group in self._optimizer.param_groups)
-        step_s = time.perf_counter() - started
-        return Report.of(micro_batches, step=self.step, loss=loss, lr=lr, grad_norm=self._norm, step_s=step_s)
+        return Report.of(
+            micro_batches,
+            step=self.step,
+            loss=loss,
+            lr=lr,
+            grad_norm=self._norm,
+            step_s=time.perf_counter() - started,
+            loss_of_domain=domain_losses.means(),
+        )
 
     def _clip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Runs right before torch's own step, once per call: ZeRO calls it once for every group it steps."""

@@ -45,6 +45,8 @@ class Source:
     """uint8 (3, H, W) -> what is stacked."""
     embed: Callable[[Tensor], Tensor]
     """A stack on the rank's device -> (N, D)."""
+    min_side: int = 0
+    """Pixels that `prepare` needs of an image's shorter side; 0: all there are."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _embedded(
         for at in range(0, len(out.parts[part]), config.batch)
     ]
     loader: Any = DataLoader(
-        _Images(reader, source.prepare),  # type: ignore[arg-type]
+        _Images(reader, source),  # type: ignore[arg-type]
         batch_size=None,
         sampler=batches,  # type: ignore[arg-type]
         num_workers=config.workers,
@@ -150,8 +152,8 @@ def _embedded(
 class _Images:
     """What torch's DataLoader takes for a dataset: a range of samples -> their keys and their prepared stack."""
 
-    def __init__(self, reader: Reader, prepare: Callable[[Tensor], Tensor]) -> None:
-        self._reader, self._prepare = reader, prepare
+    def __init__(self, reader: Reader, source: Source) -> None:
+        self._reader, self._source = reader, source
 
     def __getitem__(self, numbers: range) -> tuple[list[str], Tensor] | ValueError:
         import torch
@@ -160,7 +162,8 @@ class _Images:
 
         try:
             found = [self._reader.read(number) for number in numbers]
-            stack = torch.stack([self._prepare(decode(sample.image, key=sample.key)) for sample in found])
+            images = (decode(sample.image, key=sample.key, min_side=self._source.min_side) for sample in found)
+            stack = torch.stack([self._source.prepare(image_CHW) for image_CHW in images])
         except ValueError as error:  # handed over as it is: torch would wrap the worker's traceback into its words
             return error
         return [sample.key for sample in found], stack

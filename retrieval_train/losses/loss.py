@@ -20,5 +20,5 @@ class LossConfig(Section):
     """The loss: the name of a file in losses/."""
 
     @abstractmethod
-    def value(self, logits_BC: Tensor, target_B: Tensor, *, first_class: int, num_classes: int, world: World) -> Tensor:
-        """The mean over the global batch, the same number on every rank. `target_B` holds global class ids."""
+    def rows(self, logits_BC: Tensor, target_B: Tensor, *, first_class: int, num_classes: int, world: World) -> Tensor:
+        """The loss of every row of the global batch, (B,), the same on every rank. `target_B` holds global class ids."""

@@ -17,7 +17,7 @@ from retrieval_train.world import World
 
 
 class ShardedCrossEntropy(torch.autograd.Function):
-    """apply(logits_BC, target_B, first_class, num_classes, smoothing, world) -> the mean over the global batch."""
+    """apply(logits_BC, target_B, first_class, num_classes, smoothing, world) -> each row's loss, (B,)."""
 
     @staticmethod
     def forward(
@@ -38,11 +38,11 @@ class ShardedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(probability_BC, row_R, column_R)
         ctx.smoothing, ctx.num_classes = smoothing, num_classes
         expected_B = (1 - smoothing) * target_logit_B + smoothing / num_classes * total_B
-        return (sum_B.log() + largest_B - expected_B).mean()
+        return sum_B.log() + largest_B - expected_B
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         probability_BC, row_R, column_R = ctx.saved_tensors
         grad_BC = probability_BC.clone() if not ctx.smoothing else probability_BC - ctx.smoothing / ctx.num_classes
         grad_BC[row_R, column_R] -= 1 - ctx.smoothing
-        return grad_BC * (grads[0] / len(grad_BC)), None, None, None, None, None
+        return grad_BC * grads[0][:, None], None, None, None, None, None

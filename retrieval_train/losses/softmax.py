@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class Config(LossConfig):
-    """Mean over the global batch of -log softmax(logits)[target]."""
+    """-log softmax(logits)[target] of every row."""
 
     name: Literal["softmax"] = "softmax"
     """The loss."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The share of the target that is spread evenly over all classes."""
 
-    def value(self, logits_BC: Tensor, target_B: Tensor, *, first_class: int, num_classes: int, world: World) -> Tensor:
-        """The loss of the global batch, the same number on every rank; the gradient is of this rank's classes."""
+    def rows(self, logits_BC: Tensor, target_B: Tensor, *, first_class: int, num_classes: int, world: World) -> Tensor:
+        """The loss of every row of the global batch, the same on every rank; the gradient is of this rank's classes."""
         from retrieval_train.losses.sharded import ShardedCrossEntropy
 
         smoothing = self.label_smoothing

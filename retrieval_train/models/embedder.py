@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from retrieval_train.data.view import View
 from retrieval_train.models.backbones.backbone import BackboneConfig
 from retrieval_train.models.necks.neck import NeckConfig
 
@@ -14,6 +15,8 @@ class Embedder(nn.Module):
 
     mean_3HW: Tensor
     std_3HW: Tensor
+    view: View
+    """How an image becomes the network's square, where nothing else is said."""
     bf16: bool = False
     """Matrix products in bfloat16. Switched on in here, because DeepSpeed's wrapper switches off what is around it."""
 
@@ -22,6 +25,7 @@ class Embedder(nn.Module):
         built = backbone.build(with_weights=with_weights)
         self.backbone = built.module
         self.neck = neck.build(built.num_features)
+        self.view = built.view
         self.dim = neck.dim(built.num_features)
         # whether a buffer is in the export does not matter: both are in its JSON
         self.register_buffer("mean_3HW", torch.tensor(built.mean).view(3, 1, 1) * 255, persistent=False)

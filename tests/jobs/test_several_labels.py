@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs import evaluate
-from retrieval_train.data import loader
+from retrieval_train.data.config import DataConfig
 from shards.cli import main
 from tests.shards.conftest import picture
 
@@ -18,7 +18,7 @@ def test_training_and_evaluation_refuse_them(tmp_path: Path) -> None:
     (tmp_path / "tags.csv").write_text("\n".join(lines))
     table = ["make", "table", str(tmp_path / "tags.csv"), "--labels-column", "labels"]
     assert main([*table, "--out", str(tmp_path / "sets/tags")]) == 0
-    [(where, why)] = loader.DataConfig(mixture={"tags": 1.0}, batch=2).problems(tmp_path / "sets")
+    [(where, why)] = DataConfig(mixture={"tags": 1.0}, batch=2).problems(tmp_path / "sets")
     assert (where, why[:31]) == ("data.mixture.tags", "has images with several labels,")
     config = evaluate.Config.model_construct(
         shards_root=tmp_path / "sets",

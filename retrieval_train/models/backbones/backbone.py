@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from retrieval_train.config import Section
+from retrieval_train.data.view import View
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,8 @@ class Built:
     num_features: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    view: View
+    """How images were resized and cropped for it when it was pretrained, or are for its kind of network."""
 
 
 class BackboneConfig(Section):

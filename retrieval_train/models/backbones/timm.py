@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from retrieval_train.data.view import View
 from retrieval_train.models.backbones.backbone import BackboneConfig, Built
 
 
@@ -69,7 +70,7 @@ class Config(BackboneConfig):
             module.blocks = module.blocks[: self.blocks]
         cfg = module.pretrained_cfg
         mean, std = tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"]))
-        return Built(module, module.num_features, mean, std)
+        return Built(module, module.num_features, mean, std, view_of(cfg))
 
     def _created(self, **options: Any) -> Any:
         import timm
@@ -80,3 +81,19 @@ class Config(BackboneConfig):
             if "img_size" not in str(error):
                 raise
             return timm.create_model(self.model, **options)  # a convolutional net takes any size and no such argument
+
+
+def view_of(pretrained_cfg: Any) -> View:
+    """timm's own evaluation transform, but for what a View has not: a crop that is larger than the resized image (3 models)
+    takes all of it, and interpolations other than bilinear are bicubic."""
+    from timm.data import resolve_data_config
+
+    told = resolve_data_config(pretrained_cfg=pretrained_cfg)
+    resizes: dict[str, Literal["squeeze", "longer"]] = {"squash": "squeeze", "border": "longer"}
+    view = View(
+        resize=resizes.get(told["crop_mode"], "shorter"),
+        crop=min(told["crop_pct"], 1.0),
+        interpolation="bilinear" if told["interpolation"] == "bilinear" else "bicubic",
+    )
+    red, green, blue = (round(255 * value) for value in told["mean"])
+    return view.model_copy(update={"border": (red, green, blue)}) if view.resize == "longer" else view

@@ -56,9 +56,10 @@ def test_a_rule_is_its_formula(rule: RuleConfig) -> None:
 def test_loss_and_gradient_are_finite_at_cosine_plus_and_minus_one(rule: RuleConfig, sign: int) -> None:
     head = Head(rule, NAMES, dim=4, world=Alone(), seed=0)
     emb_BD = (sign * head.centre_CKD[:3, 0]).detach().requires_grad_()
-    loss = softmax.Config().value(
+    loss_B = softmax.Config().rows(
         head(emb_BD, torch.arange(3)), torch.arange(3), first_class=0, num_classes=11, world=Alone()
     )
+    loss = loss_B.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.isfinite() and emb_BD.grad is not None and emb_BD.grad.isfinite().all()
 
@@ -88,9 +89,10 @@ def sharded(world: World, rules: list[RuleConfig], smoothing: float) -> list[tup
         head = Head(rule, NAMES, dim=5, world=world, seed=4).double()
         mine_ND = emb_BD[cuts[world.rank] : cuts[world.rank + 1]].clone().requires_grad_()
         logits_BC = head(world.gather(mine_ND, counts), target_B)
-        loss = softmax.Config(label_smoothing=smoothing).value(
+        loss_B = softmax.Config(label_smoothing=smoothing).rows(
             logits_BC, target_B, first_class=head.first, num_classes=11, world=world
         )
+        loss = loss_B.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         assert mine_ND.grad is not None and head.centre_CKD.grad is not None
         out.append((loss.detach(), mine_ND.grad, head.centre_CKD.grad))

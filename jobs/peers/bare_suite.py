@@ -1,0 +1,19 @@
+"""No loader: the decoding and augmentation of this package over bytes in memory. What its loader adds is the rest."""
+
+from __future__ import annotations
+
+from itertools import count, cycle
+
+from jobs.peers.bare import read_all
+from jobs.peers.task import Stream, Task
+
+
+def open_stream(task: Task) -> Stream:
+    from retrieval_train.data.config import DataConfig
+    from retrieval_train.data.decode import decode
+
+    augment = DataConfig.model_validate({"mixture": task.mixture, **task.data}).augment
+    min_side = augment.min_side(task.image_px)
+    for image, seed in zip(cycle(read_all(task)), count(task.seed)):
+        augment.apply(decode(image, key="", min_side=min_side), task.image_px, seed=seed)
+        yield 1

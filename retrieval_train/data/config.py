@@ -1,0 +1,173 @@
+"""Which images, in which order, how they look: the `data` part of a training config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from retrieval_train.choice import Chosen
+from retrieval_train.config import FileName, Section, place
+from retrieval_train.data.augment.augment import Augment
+from retrieval_train.data.foreign import ForeignConfig
+from retrieval_train.data.order.mixed import Config as Mixed
+from retrieval_train.data.order.order import OrderConfig
+from retrieval_train.data.store.store import StoreConfig
+from retrieval_train.data.view import View
+
+if TYPE_CHECKING:
+    from retrieval_train.data.store.store import Store
+    from shards.manifest import Manifest
+
+
+class Resolution(Section):
+    """A stretch of the run at one image size."""
+
+    until: float = Field(gt=0, le=1)
+    """Share of the run's steps at which it ends."""
+    px: int = Field(ge=8)
+    """Side of the square image."""
+
+
+class Unlabelled(Section):
+    """Rows that come along without labels, for losses that use them."""
+
+    mixture: dict[FileName, float]
+    """Set name -> how often an epoch takes each of its samples."""
+    batch: int = Field(ge=1)
+    """Rows beside those of data.batch, over all ranks."""
+    split: Literal["train", "dev", "test"] = "train"
+    """Whose samples, all of them: labels are not looked at."""
+
+
+class DataConfig(Section):
+    """Which sets, in which shares, in what batches."""
+
+    foreign: ForeignConfig | None = None
+    """Tars without a sidecar, in place of the mixture: streamed in sequence, so neither exactly resumable nor balanced."""
+    mixture: dict[FileName, float] = Field(default={}, validate_default=True)
+    """Set name (a folder under shards_root) -> how often an epoch takes each of its samples: 1.0 once, 2.0 twice."""
+    batch: int = Field(default=256, ge=1)
+    """Rows of the global batch, over all ranks and accumulated micro-batches."""
+    order: Annotated[OrderConfig, Chosen("retrieval_train.data.order")] = Mixed()
+    """Which samples come together, and when."""
+    augment: Augment = Augment()
+    """What is random about a training image."""
+    augment_by_domain: dict[str, Augment] = Field(default={})
+    """Domain -> what is random about its images instead."""
+    strong: Augment | None = None
+    """A second view of every image, augmented like this; null: one view."""
+    view: View | None = None
+    """How an image is seen when nothing is random: goes into the export, for evaluation. null: as the backbone was
+    pretrained."""
+    resolutions: tuple[Resolution, ...] = ()
+    """Image sizes over the run; none: backbone.image_px throughout. The last one should be backbone.image_px, which the
+    export keeps."""
+    unlabelled: Unlabelled | None = None
+    """Rows without labels in every batch."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1, json_schema_extra=place())
+    """The run stops when more than this share of its samples could not be read; each of those was replaced by another."""
+    workers: int = Field(default=1, ge=0, json_schema_extra=place())
+    """Processes of each rank that decode and augment; 0 does it between the steps."""
+    cache_gb: float = Field(default=0, ge=0, json_schema_extra=place())
+    """Memory of each rank for decoded images: those that fit are read and decoded once in a run."""
+    ledger: bool = Field(default=False, json_schema_extra=place())
+    """Write down the key of every row of every step, in ledger/ of the run folder."""
+    store: StoreConfig = Field(default=StoreConfig(), json_schema_extra=place())
+    """Where the tars lie."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _some_weight(cls, mixture: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        is_foreign = info.data.get("foreign", "with mistakes of its own") is not None
+        if mixture and is_foreign:
+            raise ValueError("excludes data.foreign; make a set of the foreign tars, or leave one of the two out")
+        if not mixture and is_foreign:
+            return mixture
+        if not mixture:
+            raise ValueError("names no set; say for example data.mixture.sample=1.0")
+        if any(weight < 0 for weight in mixture.values()) or not sum(mixture.values()):
+            raise ValueError(f"{mixture} needs weights of 0 or more, and one above 0")
+        return mixture
+
+    @field_validator("resolutions")
+    @classmethod
+    def _to_the_end(cls, resolutions: tuple[Resolution, ...]) -> tuple[Resolution, ...]:
+        ends = [stretch.until for stretch in resolutions]
+        if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
+            raise ValueError(f"end at {ends}; each must end after the one before, and the last at 1.0")
+        return resolutions
+
+    @model_validator(mode="after")
+    def _one_augmentation_each(self) -> DataConfig:
+        if self.strong is not None and self.strong == self.augment:
+            raise ValueError("strong is the same as augment: a second view must look different")
+        return self
+
+    def open_sets(self, shards_root: Path) -> list[tuple[Manifest, Store]]:
+        """The sets of the mixture, by name. Raises ShardError."""
+        from retrieval_train.data.store.store import open_set
+
+        return [open_set(name, self.store, shards_root) for name in sorted(self.mixture)]
+
+    def weights(self) -> tuple[float, ...]:
+        return tuple(self.mixture[name] for name in sorted(self.mixture))
+
+    def px_at(self, step: int, num_steps: int, *, image_px: int) -> int:
+        """Image size of a step."""
+        return next((part.px for part in self.resolutions if step < part.until * num_steps), image_px)
+
+    def digests(self, shards_root: Path) -> dict[str, str]:
+        """By the config's key, what each set's content is."""
+        from retrieval_train.data.store.store import open_manifest
+
+        names = {f"data.{name}": name for name in sorted(self.mixture)}
+        if self.unlabelled:
+            names |= {f"data.unlabelled.{name}": name for name in sorted(self.unlabelled.mixture)}
+        found = {key: open_manifest(name, self.store, shards_root).digest for key, name in names.items()}
+        return found | (self.foreign.digests() if self.foreign else {})
+
+    def problems(self, shards_root: Path) -> list[tuple[str, str]]:
+        """What does not fit the sets that lie there: (key, what to do). Reads manifests and class names, no sample."""
+        found, manifests = self._set_problems("data.mixture", self.mixture, "train", shards_root)
+        if self.foreign:
+            looks, order = tuple(self.augment_by_domain), self.order.name
+            found += self.foreign.problems(batch=self.batch, order=order, cache_gb=self.cache_gb, domains=looks)
+        if self.unlabelled:
+            of_unlabelled, _ = self._set_problems(
+                "data.unlabelled.mixture", self.unlabelled.mixture, self.unlabelled.split, shards_root
+            )
+            found += of_unlabelled
+        if found or self.foreign:
+            return found
+        domains = sorted({domain for manifest in manifests for domain in manifest.domains})
+        for name in sorted(set(self.augment_by_domain) - set(domains)):
+            found.append((f"data.augment_by_domain.{name}", f"no such domain; there are: {', '.join(domains)}"))
+        of_order = self.order.problems(manifests, self.weights(), self.batch)
+        return found + [("data.batch" if key == "batch" else f"data.order.{key}", text) for key, text in of_order]
+
+    def _set_problems(
+        self, where: str, mixture: dict[str, float], split: str, shards_root: Path
+    ) -> tuple[list[tuple[str, str]], list[Manifest]]:
+        """What is wrong with the sets of a mixture, and those that could be opened."""
+        from retrieval_train.data.store.store import open_manifest
+        from shards.manifest import ShardError
+
+        found, manifests = [], []
+        for name in sorted(mixture):
+            try:
+                manifest = open_manifest(name, self.store, shards_root)
+                manifests.append(manifest)
+                if not manifest.select(split):
+                    splits = ", ".join(sorted({shard.split for shard in manifest.shards}))
+                    word = "training" if split == "train" else split
+                    found.append((f"{where}.{name}", f"has no {word} samples, only {splits}"))
+                elif where == "data.mixture" and manifest.is_multi_label:
+                    text = (
+                        "has images with several labels, which no head or loss here can train on; give each image one"
+                    )
+                    found.append((f"{where}.{name}", text))
+            except ShardError as error:
+                found.append((f"{where}.{name}", str(error)))
+        return found, manifests

@@ -1,0 +1,36 @@
+"""Shard sets of drawings, made by the command that users type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from shards.cli import main
+
+
+def draw(folder: Path, *, domains: dict[str, int], images: int) -> None:
+    """`images` JPEGs of each class; domain -> classes. folder/<domain>/<class>/<image>.jpg"""
+    rng = np.random.default_rng(0)
+    for domain, classes in domains.items():
+        for label in range(classes):
+            for number in range(images):
+                colour = tuple(int(value) for value in rng.integers(0, 255, 3))
+                image = Image.new("RGB", (48 + 3 * number, 40), colour)
+                ImageDraw.Draw(image).regular_polygon((20, 20, 12), 3 + label, int(rng.integers(0, 360)), fill="white")
+                path = folder / domain / f"c{label}" / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path, quality=90)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shards_root with `shapes` (2 domains, 9 classes, 63 images, small shards) and `more` (1 domain, 4 classes, 20)."""
+    root = tmp_path_factory.mktemp("sets")
+    for name, domains, images in (("shapes", {"warm": 5, "cold": 4}, 7), ("more", {"grey": 4}, 5)):
+        draw(root / "images" / name, domains=domains, images=images)
+        made = ["make", "folder", str(root / "images" / name), "--levels", "domain/class", "--train-only"]
+        assert main([*made, "--shard-samples", "10", "--out", str(root / name)]) == 0
+    return root
