@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -128,8 +129,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         text = "benchmark measures in one process; say --nodes 1 --tasks-per-node 1, or --gpus-per-node 1"
         raise ConfigError("command line", [("ranks", text)])
     progress = Progress(run, world, "make images", total=1, unit="sets")
-    with tempfile.TemporaryDirectory(prefix="images-", dir=run.path) as folder:
-        scratch = Path(folder)
+    with _empty_folder(run.path / "images") as scratch:
         given = Manifest.load(config.shards_root / config.set) if config.set else None
         images = make_images(scratch, given=given, count=config.images, short_px=config.short_px)
         progress.show(1)
@@ -156,6 +156,17 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     log.info("%s", text)
     rates = {race.title: race.rates[outcomes.SUITE] for race in races}
     return {title: mine.images_per_s for title, mine in rates.items()}
+
+
+@contextlib.contextmanager
+def _empty_folder(folder: Path) -> Iterator[Path]:
+    """A start that was killed has left its own behind."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def entries_of(config: Config) -> list[Entry]:

@@ -6,10 +6,13 @@ import errno
 import multiprocessing
 import os
 import pickle
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +35,19 @@ from tests.shards.sourcing import Server, serve
 CLASSES = {"cat": 9, "dog": 6, "fox": 5, "hen": 4, "owl": 6}
 
 
+@cache
+def made(shard_samples: int) -> tempfile.TemporaryDirectory[str]:
+    """The folder of a set that all tests copy; deleted with the process."""
+    folder = tempfile.TemporaryDirectory(dir="/tmp")
+    write_release(Path(folder.name) / "release", CLASSES)
+    words = ["make", "folder", f"{folder.name}/release", "--out", f"{folder.name}/pets"]
+    assert main([*words, "--shard-samples", str(shard_samples)]) == 0
+    return folder
+
+
 def make_set(folder: Path, *, shard_samples: int = 4) -> Manifest:
     """A set of 30 small images named pets, below this folder."""
-    write_release(folder / "release", CLASSES)
-    words = ["make", "folder", str(folder / "release"), "--out", str(folder / "pets")]
-    assert main([*words, "--shard-samples", str(shard_samples)]) == 0
-    return Manifest.load(folder / "pets")
+    return Manifest.load(shutil.copytree(f"{made(shard_samples).name}/pets", folder / "pets"))
 
 
 @pytest.fixture
