@@ -64,7 +64,7 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     """Build the embedder as the run did, put the checkpoint's tensors in, merge the adapters, write."""
     import torch
 
-    from jobs.train import fresh_embedder
+    from jobs.train import fresh_embedder, view_of
     from retrieval_train.engine.checkpoint import Tensors, read_all_centres, read_state
     from retrieval_train.models import exported, lora
     from retrieval_train.rundir import written_aside
@@ -81,7 +81,7 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     start = exported.Start(backbone=config.backbone, neck=config.neck, seed=config.seed)
     if config.init:
         start = exported.read_card(config.init.model)[0].began
-    view = config.data.view or embedder.view
+    view = view_of(config, embedder)
     card = exported.Card(backbone=config.backbone, neck=config.neck, view=view, seed=config.seed, began=start)
     names, centre_CKD = read_all_centres(checkpoint)
     facts = {"run": config.run.name, "step": state["step"], "classes": len(names)}

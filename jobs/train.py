@@ -29,6 +29,7 @@ from retrieval_train.tracking import Config as Tracking
 
 if TYPE_CHECKING:
     from retrieval_train.data.loader import Loader
+    from retrieval_train.data.view import View
     from retrieval_train.engine.stop import Ending
     from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
@@ -124,6 +125,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     from retrieval_train.models import exported, lora
     from retrieval_train.tracking import cut_metrics, open_tracker
 
+    embedder = fresh_embedder(config).to(world.device)
     loader = build_loader(
         config.data,
         config.shards_root,
@@ -131,10 +133,10 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         image_px=config.backbone.image_px,
         accumulate=config.engine.accumulate,
         seed=config.seed,
+        view=view_of(config, embedder),
     )
     _check_sets(loader, run, world)
     num_steps = config.length.num_steps(loader.epoch_steps)
-    embedder = fresh_embedder(config).to(world.device)
     lora.check_alive(embedder, image_px=config.backbone.image_px)
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     if config.init:
@@ -206,6 +208,15 @@ def fresh_embedder(config: Config) -> Embedder:
     if config.lora:
         config.lora.apply(embedder, seed=config.seed)
     return embedder
+
+
+def view_of(config: Config, embedder: Embedder) -> View:
+    """How an image is seen when nothing is random: as the config says, or the stage before, or the backbone's makers."""
+    if config.data.view is not None:
+        return config.data.view
+    from retrieval_train.models import exported
+
+    return exported.read_card(config.init.model)[0].view if config.init else embedder.view
 
 
 class Diverged(ValueError):

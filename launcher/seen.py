@@ -50,11 +50,14 @@ def _opened(run: RunDir) -> tuple[Stream, int]:
     config = load(run)
     if not isinstance(config, jobs.train.Config):
         raise ValueError(f"{run.path.name} is a run of job {config.job}; only train runs see images in steps")
+    if config.data.foreign is not None:
+        raise ValueError(
+            f"{run.path.name} streamed tars without sidecars: which image came when is known only where data.ledger=true "
+            f"wrote it down, in {run.ledger}"
+        )
     loader = build_loader(
         config.data, config.shards_root, Alone(), image_px=config.backbone.image_px, accumulate=1, seed=config.seed
     )
-    if config.data.foreign is not None:
-        raise ValueError(f"{run.path.name} streamed tars without sidecars: which image came when is not known")
     if (latest := run.latest_checkpoint()) is not None:
         loader.order.take_state(read_json(latest / "state.json")["extra"].get("order", {}))
     if not run.metrics.is_file():

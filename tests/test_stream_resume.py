@@ -78,7 +78,16 @@ def test_killed_runs_train_on_the_samples_of_the_order_on_1_2_3_and_1_ranks(root
 
 
 def start(config: Path, ranks: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "launcher/submit.py", "--cluster", "local", "--nodes", "1", "--tasks-per-node", str(ranks)]
+    command = [
+        sys.executable,
+        "launcher/submit.py",
+        "--cluster",
+        "local",
+        "--nodes",
+        "1",
+        "--tasks-per-node",
+        str(ranks),
+    ]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([*command, f"config={config}"], cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload]

@@ -13,7 +13,8 @@ def open_stream(task: Task) -> Stream:
     from retrieval_train.data.decode import decode
 
     augment = DataConfig.model_validate({"mixture": task.mixture, **task.data}).augment
-    min_side = augment.min_side(task.image_px)
+    px = task.image_px
     for image, seed in zip(cycle(read_all(task)), count(task.seed)):
-        augment.apply(decode(image, key="", min_side=min_side), task.image_px, seed=seed)
+        image_CHW = decode(image, key="", min_side=augment.min_side_for(px, seed=seed))
+        augment.apply(image_CHW, px, seed=seed)
         yield 1

@@ -43,7 +43,7 @@ def decode(image: bytes, *, key: str, min_side: MinSide = 0) -> Tensor:
         try:
             pixels_HWC = _decode_any(image)
         except Exception as error:  # Pillow's parsers raise struct.error, zlib.error, IndexError ... for broken files
-            raise ValueError(f"'{key}' does not decode ({error}); run `shards check` on its set") from error
+            raise ValueError(f"'{key}' does not decode ({error})") from error
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from retrieval_train.data.batch import Bad
 from retrieval_train.data.config import DataConfig
@@ -22,9 +20,10 @@ from retrieval_train.data.foreign import WAY_OUT, ClassList, ForeignConfig
 from retrieval_train.data.foreign_tars import Found, Tars
 from retrieval_train.data.labels import Labels
 from retrieval_train.data.loader import Loader
+from retrieval_train.data.looks import Looks
 from retrieval_train.data.order.order import Order
 from retrieval_train.data.order.permutation import Int
-from retrieval_train.data.worker import Chunk, Clock, Stream, Task, Worker
+from retrieval_train.data.worker import Chunk, Rows, Stream, Task, Worker
 from retrieval_train.world import World
 from shards.files import shown
 from shards.manifest import ShardError
@@ -106,7 +105,14 @@ def tell(config: ForeignConfig, world: World, workers: int) -> None:
 
 
 def build_foreign_loader(
-    config: DataConfig, world: World, others: Sequence[Stream], *, image_px: int, accumulate: int, seed: int
+    config: DataConfig,
+    world: World,
+    others: Sequence[Stream],
+    looks: Looks,
+    *,
+    image_px: int,
+    accumulate: int,
+    seed: int,
 ) -> ForeignLoader:
     """`others` are the streams of sets that come along. Raises ValueError for a batch or classes that do not fit."""
     foreign = config.foreign
@@ -114,7 +120,7 @@ def build_foreign_loader(
     tell(foreign, world, config.workers)
     classes = foreign.class_list()
     order = ForeignOrder(batch=config.batch, seed=seed, num_samples=foreign.num_samples())
-    stream = Stream((), foreign_labels(classes), order, config.augment, config.augment_by_domain, config.strong)
+    stream = Stream((), foreign_labels(classes), order, looks)
     return ForeignLoader([stream, *others], world, config, image_px, accumulate, foreign, classes, foreign.digest())
 
 
@@ -132,54 +138,39 @@ class ForeignWorker(Worker):
     def __getitem__(self, task: Task) -> Chunk | Exception:
         return super().__getitem__(replace(task, ahead=tuple(piece for piece in task.ahead if piece[0] > 0)))
 
-    def _chunk(self, task: Task, stream: Stream) -> Chunk:
+    def _fill(self, rows: Rows, task: Task, stream: Stream) -> None:
         if task.stream > 0:
-            return super()._chunk(task, stream)
-        self.clock = Clock()
+            return super()._fill(rows, task, stream)
         if self.coming is None:
             self.coming = self.tars.found(self.number)
-        views: list[tuple[Tensor, Tensor | None]] = []
-        labels, domains, keys = [], [], []
-        bad: list[Bad] = []
-        for row, seed in zip(task.row_R, task.seed_R, strict=True):
-            found, image_CHW = self._next(task, stream, int(row), bad)
-            domain = self.tars.classes.domain_of(found.class_id)
-            views.append(self._views(stream, image_CHW, task.image_px, domain, int(seed)))
-            labels.append(found.class_id)
-            domains.append(domain)
-            keys.append(found.key)
-        strong = torch.stack([view for _, view in views if view is not None]) if stream.strong else None
-        return Chunk(
-            torch.stack([view for view, _ in views]),
-            strong,
-            torch.tensor(labels),
-            torch.tensor(domains),
-            tuple(keys),
-            tuple(bad),
-            self.clock.read_s,
-            self.clock.decode_s,
-        )
+        for row, seed in zip(task.row_R.tolist(), task.seed_R.tolist(), strict=True):
+            while not self._add_next(rows, task, stream, row, seed):
+                continue
+        return None
 
-    def _next(self, task: Task, stream: Stream, row: int, bad: list[Bad]) -> tuple[Found, Tensor]:
-        """The next sample that can be used, decoded; those before it go to `bad`."""
+    def _add_next(self, rows: Rows, task: Task, stream: Stream, row: int, seed: int) -> bool:
+        """The next sample as a row; False where it cannot be used, which `rows.bad` tells."""
         assert self.coming is not None
-        while True:
-            started = time.perf_counter()
-            found = next(self.coming)
-            between = time.perf_counter()
-            self.clock.read_s += between - started
-            reason = found.fault
-            if not reason:
-                try:
-                    image_CHW = decode(found.image, key=found.key, min_side=self._min_side(stream, task.image_px))
-                    self.clock.decode_s += time.perf_counter() - between
-                    self.bad_in_a_row = 0
-                    return found, image_CHW
-                except ValueError as error:
-                    reason = str(error).removesuffix("; run `shards check` on its set")
-            bad.append(Bad(task.step, row, NAME, shown(found.tar), found.place, reason))
-            self.bad_in_a_row += 1
-            if self.bad_in_a_row >= MOST_BAD:
-                raise ShardError(
-                    f"data.foreign: {MOST_BAD} samples in a row cannot be used, the last of {shown(found.tar)}: {reason}"
-                )
+        started = time.perf_counter()
+        found = next(self.coming)
+        between = time.perf_counter()
+        rows.read_s += between - started
+        reason = found.fault
+        if not reason:
+            domain = self.tars.classes.domain_of(found.class_id)
+            min_side = stream.looks.min_side_for(task.image_px, domain=stream.labels.domains[domain], seed=seed)
+            try:
+                image_CHW = decode(found.image, key=found.key, min_side=min_side)
+                rows.decode_s += time.perf_counter() - between
+                rows.add(found.key, image_CHW, label=found.class_id, domain=domain)
+                self.bad_in_a_row = 0
+                return True
+            except ValueError as error:
+                reason = str(error)
+        rows.bad.append(Bad(task.step, row, NAME, shown(found.tar), found.place, reason))
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= MOST_BAD:
+            raise ShardError(
+                f"data.foreign: {MOST_BAD} samples in a row cannot be used, the last of {shown(found.tar)}: {reason}"
+            )
+        return False

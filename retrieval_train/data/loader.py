@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retrieval_train.data.batch import Batch
     from retrieval_train.data.labels import Labels
     from retrieval_train.data.order.order import Order
+    from retrieval_train.data.view import View
     from retrieval_train.data.worker import Chunk, Stream, Task, Worker
     from retrieval_train.world import World
 
@@ -219,29 +220,32 @@ def _as_it_is(value: Any) -> Any:
 
 
 def build_loader(
-    config: DataConfig, shards_root: Path, world: World, *, image_px: int, accumulate: int, seed: int
+    config: DataConfig,
+    shards_root: Path,
+    world: World,
+    *,
+    image_px: int,
+    accumulate: int,
+    seed: int,
+    view: View | None = None,
 ) -> Loader:
-    """Raises ShardError for a set that cannot be opened and ValueError for a batch or an order that does not fit."""
-    from retrieval_train.data.labels import join
-    from retrieval_train.data.order.mixed import Config as Mixed
+    """`view` is how the backbone was pretrained, where the config says nothing.
 
+    Raises ShardError for a set that cannot be opened and ValueError for a batch or an order that does not fit.
+    """
+    from retrieval_train.data.streams import labelled_stream, looks_of, unlabelled_stream
+
+    looks = looks_of(config, view)
     _check_rows("data.batch", config.batch, accumulate, world.size)
     streams: list[Stream] = []
-    if extra := config.unlabelled:
-        _check_rows("data.unlabelled.batch", extra.batch, accumulate, world.size)
-        others = config.model_copy(update={"mixture": extra.mixture})
-        more = others.open_sets(shards_root)
-        theirs = (others.weights(), extra.split, extra.batch, seed + 1)
-        all_labels = join([manifest for manifest, _ in more])
-        streams.append(_stream(others, Mixed(), more, all_labels, *theirs, image_px=image_px, labelled=False))
+    if config.unlabelled:
+        _check_rows("data.unlabelled.batch", config.unlabelled.batch, accumulate, world.size)
+        streams.append(unlabelled_stream(config, shards_root, looks, image_px=image_px, seed=seed + 1))
     if config.foreign:
         from retrieval_train.data.foreign_loader import build_foreign_loader
 
-        return build_foreign_loader(config, world, streams, image_px=image_px, accumulate=accumulate, seed=seed)
-    opened = config.open_sets(shards_root)
-    labels = join([manifest for manifest, _ in opened])
-    mine = (config.weights(), "train", config.batch, seed)
-    streams.insert(0, _stream(config, config.order, opened, labels, *mine, image_px=image_px))
+        return build_foreign_loader(config, world, streams, looks, image_px=image_px, accumulate=accumulate, seed=seed)
+    streams.insert(0, labelled_stream(config, shards_root, looks, image_px=image_px, seed=seed))
     return Loader(streams, world, config, image_px, accumulate)
 
 
@@ -251,43 +255,3 @@ def _check_rows(key: str, batch: int, accumulate: int, ranks: int) -> None:
             f"{key} {batch} in {accumulate} micro-batches gives {ranks} ranks less than one row each; "
             "take a larger batch or fewer ranks"
         )
-
-
-def _stream(
-    config: DataConfig,
-    order: Any,
-    opened: Any,
-    labels: Labels,
-    weights: tuple[float, ...],
-    split: str,
-    batch: int,
-    seed: int,
-    *,
-    image_px: int,
-    labelled: bool = True,
-) -> Stream:
-    from retrieval_train.data.decoded import DecodedCache
-    from retrieval_train.data.order.order import Samples
-    from retrieval_train.data.reader import Reader
-    from retrieval_train.data.worker import Stream
-
-    readers = [Reader(manifest, manifest.select(split), store) for manifest, store in opened]
-    samples = Samples(readers, labels, weights, only_labelled=labelled)
-    caches: list[DecodedCache] = []
-    if config.cache_gb:
-        total = max(sum(map(len, readers)), 1)
-        sizes = [int(config.cache_gb * 1e9 * len(reader) / total) for reader in readers]
-        writers = max(config.workers, 1)
-        caches = [DecodedCache(len(reader), size, writers) for reader, size in zip(readers, sizes, strict=True)]
-    return Stream(
-        readers,
-        labels,
-        order.build(samples, batch=batch, seed=seed),
-        config.augment,
-        config.augment_by_domain if labelled else {},
-        config.strong,
-        is_labelled=labelled,
-        keeps_keys=config.ledger,
-        caches=caches,
-        cache_px=max([image_px, *(stretch.px for stretch in config.resolutions)]),
-    )

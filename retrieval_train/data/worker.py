@@ -6,21 +6,21 @@ A worker knows nothing of order: it is told which samples, and the seed of every
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval_train.data.augment.augment import Augment
 from retrieval_train.data.batch import Bad
-from retrieval_train.data.decode import decode
+from retrieval_train.data.decode import MinSide, decode
 from retrieval_train.data.decoded import DecodedCache
 from retrieval_train.data.labels import Labels
+from retrieval_train.data.looks import Canvas, Looks
 from retrieval_train.data.order.order import Order
-from retrieval_train.data.order.permutation import Int, Word, mixed
+from retrieval_train.data.order.permutation import Int, Word
 from retrieval_train.data.reader import Reader
 from shards.manifest import ShardError
 
@@ -69,9 +69,7 @@ class Stream:
     readers: Sequence[Reader]
     labels: Labels
     order: Order
-    augment: Augment
-    augment_by_domain: Mapping[str, Augment]
-    strong: Augment | None
+    looks: Looks
     is_labelled: bool = True
     keeps_keys: bool = False
     """Whether every row's key is wanted, for which also the tar of a cached image is read."""
@@ -81,10 +79,39 @@ class Stream:
     """The largest image size of the run: what is kept must serve it."""
 
 
-@dataclass
-class Clock:
-    read_s: float = 0.0
-    decode_s: float = 0.0
+class Rows:
+    """A chunk in the making, row after row."""
+
+    def __init__(self, task: Task, stream: Stream) -> None:
+        self.bad: list[Bad] = []
+        self.read_s = self.decode_s = 0.0
+        self._task, self._domains = task, stream.labels.domains
+        self._canvas = Canvas(len(task.row_R), task.image_px, stream.looks)
+        self._labels: list[int] = []
+        self._domain_R: list[int] = []
+        self._keys: list[str] = []
+
+    def add(self, key: str, image_CHW: Tensor, *, label: int, domain: int) -> None:
+        """The next row; its image as decoded."""
+        started, row = time.perf_counter(), len(self._keys)
+        seed = int(self._task.seed_R[row])
+        self._canvas.draw(row, image_CHW, domain=self._domains[domain], seed=seed)
+        self._labels.append(label)
+        self._domain_R.append(domain)
+        self._keys.append(key)
+        self.decode_s += time.perf_counter() - started
+
+    def chunk(self) -> Chunk:
+        return Chunk(
+            self._canvas.weak_RCHW,
+            self._canvas.strong_RCHW,
+            torch.tensor(self._labels),
+            torch.tensor(self._domain_R),
+            tuple(self._keys),
+            tuple(self.bad),
+            self.read_s,
+            self.decode_s,
+        )
 
 
 @dataclass
@@ -94,89 +121,61 @@ class Worker:
     streams: Sequence[Stream]
     number: int = 0
     """Of the worker process in its rank."""
-    clock: Clock = field(default_factory=Clock)
 
     def __getitem__(self, task: Task) -> Chunk | Exception:
         try:
             for stream, number, first, count in task.ahead:
                 self.streams[stream].readers[number].ahead(first, count)
-            return self._chunk(task, self.streams[task.stream])
+            rows = Rows(task, self.streams[task.stream])
+            self._fill(rows, task, self.streams[task.stream])
+            return rows.chunk()
         except (ValueError, OSError) as error:  # handed over as it is: torch would wrap the traceback into its words
             return error
 
-    def _chunk(self, task: Task, stream: Stream) -> Chunk:
-        self.clock = Clock()
-        views: list[tuple[Tensor, Tensor | None]] = []
-        labels, domains, keys, bad = [], [], [], []
-        for row, number, sample, seed in zip(task.row_R, task.set_R, task.sample_R, task.seed_R, strict=True):
+    def _fill(self, rows: Rows, task: Task, stream: Stream) -> None:
+        places = zip(
+            task.row_R.tolist(), task.set_R.tolist(), task.sample_R.tolist(), task.seed_R.tolist(), strict=True
+        )
+        for row, number, sample, seed in places:
             for attempt in range(MOST_ATTEMPTS):
-                reader = stream.readers[number]
                 try:
-                    key, image_CHW = self._image(stream, int(number), int(sample), task.image_px)
+                    self._add(rows, task, stream, number, sample, seed)
                     break
                 except ValueError as error:
-                    shard, place = reader.place(int(sample))
-                    name = reader.manifest.name
-                    bad.append(Bad(task.step, int(row), name, shard.file, place, str(error)))
-                    number, sample = stream.order.substitute(task.step, int(row), attempt)
+                    reader = stream.readers[number]
+                    shard, place = reader.place(sample)
+                    rows.bad.append(Bad(task.step, row, reader.manifest.name, shard.file, place, str(error)))
+                    number, sample = stream.order.substitute(task.step, row, attempt)
             else:
+                last = rows.bad[-1]
                 raise ShardError(
-                    f"{MOST_ATTEMPTS} samples in a row cannot be read, the last of {bad[-1].set}/{bad[-1].shard}: "
-                    f"{bad[-1].reason}"
+                    f"{MOST_ATTEMPTS} samples in a row cannot be read, the last of {last.set}/{last.shard}: "
+                    f"{last.reason}; run `shards check` on the set"
                 )
-            domain = int(stream.labels.joint_domain_of[number][reader.domain(int(sample))])
-            views.append(self._views(stream, image_CHW, task.image_px, domain, int(seed)))
-            label = stream.labels.joint(int(number), np.array([reader.label(int(sample))]))[0]
-            labels.append(int(label) if stream.is_labelled else -1)
-            domains.append(domain)
-            keys.append(key)
-        strong = torch.stack([view for _, view in views if view is not None]) if stream.strong else None
-        return Chunk(
-            torch.stack([view for view, _ in views]),
-            strong,
-            torch.tensor(labels),
-            torch.tensor(domains),
-            tuple(keys),
-            tuple(bad),
-            self.clock.read_s,
-            self.clock.decode_s,
-        )
 
-    def _image(self, stream: Stream, number: int, sample: int, image_px: int) -> tuple[str, Tensor]:
-        """The key, and the decoded image (3, H, W) with as many pixels as the augmentation can use."""
+    def _add(self, rows: Rows, task: Task, stream: Stream, number: int, sample: int, seed: int) -> None:
+        """Raises ValueError where the sample cannot be read or decoded."""
+        reader, labels = stream.readers[number], stream.labels
+        domain = int(labels.joint_domain_of[number][reader.domain(sample)])
+        label = int(labels.joint(number, np.array([reader.label(sample)]))[0]) if stream.is_labelled else -1
         started = time.perf_counter()
         cache = stream.caches[number] if stream.caches else None
-        largest_px = stream.cache_px if cache is not None else image_px
-        reader = stream.readers[number]
         if cache is not None and (kept := cache.get(sample)) is not None:
             key = reader.read(sample).key if stream.keeps_keys else ""
-            self.clock.read_s += time.perf_counter() - started
-            return key, torch.from_numpy(kept.copy()).permute(2, 0, 1)
+            image_CHW = torch.from_numpy(kept.copy()).permute(2, 0, 1)
+            rows.read_s += time.perf_counter() - started
+            return rows.add(key, image_CHW, label=label, domain=domain)
         read = reader.read(sample)
         between = time.perf_counter()
-        image_CHW = decode(read.image, key=read.key, min_side=self._min_side(stream, largest_px))
+        min_side: MinSide = stream.looks.min_side(stream.cache_px)
+        if cache is None:
+            min_side = stream.looks.min_side_for(task.image_px, domain=labels.domains[domain], seed=seed)
+        image_CHW = decode(read.image, key=read.key, min_side=min_side)
         if cache is not None:
             cache.put(sample, image_CHW.permute(1, 2, 0).numpy(), self.number)
-        self.clock.read_s += between - started
-        self.clock.decode_s += time.perf_counter() - between
-        return read.key, image_CHW
-
-    def _min_side(self, stream: Stream, image_px: int) -> int:
-        """Of every image the same, whatever its domain: a cached image serves every view."""
-        looks = [stream.augment, *stream.augment_by_domain.values(), *([stream.strong] if stream.strong else [])]
-        return max(look.min_side(image_px) for look in looks)
-
-    def _views(
-        self, stream: Stream, image_CHW: Tensor, image_px: int, domain: int, seed: int
-    ) -> tuple[Tensor, Tensor | None]:
-        started = time.perf_counter()
-        augment = stream.augment_by_domain.get(stream.labels.domains[domain], stream.augment)
-        weak = augment.apply(image_CHW, image_px, seed=seed)
-        strong = None
-        if stream.strong is not None:
-            strong = stream.strong.apply(image_CHW, image_px, seed=mixed(seed, 2) >> 1)
-        self.clock.decode_s += time.perf_counter() - started
-        return weak, strong
+        rows.read_s += between - started
+        rows.decode_s += time.perf_counter() - between
+        return rows.add(read.key, image_CHW, label=label, domain=domain)
 
 
 def start_worker(number: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field, field_validator
 
-from retrieval_train.config import ConfigError, FileName, Section, place
+from retrieval_train.config import FileName, Section, place
 from shards.files import is_url
 from shards.manifest import ShardError
 
@@ -52,8 +52,6 @@ class StoreConfig(Section):
     """Bound on all copies in that folder, in 10^9 bytes; the least recently used go first."""
     fetch_threads: int = Field(default=4, ge=1, le=32, json_schema_extra=place())
     """Shards that are copied at a time on one node, all its ranks together."""
-    allow_pipe: bool = Field(default=False, json_schema_extra=place())
-    """Whether `pipe:` URLs may be given for tars that are streamed: they run a command line of this config."""
 
     @field_validator("locations")
     @classmethod
@@ -86,14 +84,6 @@ def _filled_in(text: str, where: str) -> str:
             "set it in the job's environment, or write the place out"
         )
     return filled
-
-
-def refuse_pipe(url: str, config: StoreConfig) -> None:
-    """ConfigError where a `pipe:` URL of a streamed tar was not allowed."""
-    if url.lstrip().lower().startswith("pipe:") and not config.allow_pipe:
-        raise ConfigError(
-            "config", [("store.allow_pipe", f"false, but '{url}' runs a command; set it to true if you trust it")]
-        )
 
 
 def open_set(name: str, config: StoreConfig, shards_root: Path) -> tuple[Manifest, Store]:

@@ -143,7 +143,7 @@ def test_cmyk_goes_the_way_of_pillow() -> None:
 def test_what_is_no_whole_image_is_named() -> None:
     jpeg = encode(photo(64, 48))
     for broken in (b"", b"\xff", b"\xff\xd8\xff", b"hello" * 100, jpeg[:1500], jpeg[2:], b"\xff\xd8" + b"\xff" * 5000):
-        with pytest.raises(ValueError, match=r"'set/a b' does not decode .*; run `shards check` on its set"):
+        with pytest.raises(ValueError, match=r"'set/a b' does not decode"):
             decode(broken, key="set/a b")
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from retrieval_train.config import ConfigError, Section, identity
+from retrieval_train.config import Section, identity
 from retrieval_train.data.reader import Reader
 from retrieval_train.data.store import local, remote
 from retrieval_train.data.store.fetcher import Fetcher
 from retrieval_train.data.store.local import LocalStore, OpenFile, OpenFiles
 from retrieval_train.data.store.remote import RemoteStore
-from retrieval_train.data.store.store import Store, StoreConfig, open_manifest, open_set, refuse_pipe
+from retrieval_train.data.store.store import Store, StoreConfig, open_manifest, open_set
 from shards import files
 from shards.cli import main
 from shards.manifest import Manifest, ShardError
@@ -356,12 +356,8 @@ def test_where_data_lies_is_not_what_a_run_is() -> None:
 
 @pytest.mark.parametrize("location", ["pipe:curl -s https://host/a.tar", " PIPE:cat x"])
 def test_a_command_is_no_place_of_a_set(location: str) -> None:
-    for allowed in (False, True):
-        with pytest.raises(ValidationError, match="pets: 'pipe:' gives a stream"):
-            config_of(location, allow_pipe=allowed)
-    with pytest.raises(ConfigError, match=r"store\.allow_pipe .*runs a command"):
-        refuse_pipe(location, StoreConfig())
-    refuse_pipe(location, StoreConfig(allow_pipe=True))
+    with pytest.raises(ValidationError, match="pets: 'pipe:' gives a stream"):
+        config_of(location)
 
 
 def test_variables_are_filled_in_where_the_job_runs(
