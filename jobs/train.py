@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -96,6 +97,7 @@ class Config(JobConfig):
     def problems(self) -> list[tuple[str, str]]:
         found = self.data.problems(self.shards_root)
         found += [(f"backbone.{key}", text) for key, text in self.backbone.problems()]
+        found += self._size_problems()
         for key in ("strong", "unlabelled"):
             if getattr(self.data, key) is not None:
                 text = f"the loss '{self.loss.name}' takes one view of labelled images only; leave it out"
@@ -103,6 +105,19 @@ class Config(JobConfig):
         if self.init and not (self.init.model / "model.json").is_file():
             found.append(("init.model", f"{self.init.model} is no export: it has no model.json; train that run first"))
         return found
+
+    def _size_problems(self) -> list[tuple[str, str]]:
+        """What is wrong with image sizes that change during the run."""
+        sizes, image_px = [stretch.px for stretch in self.data.resolutions], self.backbone.image_px
+        found = []
+        if sizes and sizes[-1] != image_px:
+            text = (
+                f"ends with {sizes[-1]} px, but backbone.image_px, the size for export and evaluation, is {image_px}; "
+                f"end with px: {image_px} or set backbone.image_px={sizes[-1]}"
+            )
+            found.append(("data.resolutions", text))
+        problems = {f"data.resolutions.{at}.px": self.backbone.size_problem(px) for at, px in enumerate(sizes)}
+        return found + [(key, text) for key, text in problems.items() if text]
 
     def inputs(self) -> dict[str, str]:
         found = self.data.digests(self.shards_root)
@@ -115,6 +130,7 @@ class Config(JobConfig):
 
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """Train to the end, or save and raise Preempted; the last step's figures. Resumes from `checkpoints/latest`."""
+    from retrieval_train.data.deaths import deaths_told
     from retrieval_train.data.intake import Intake, cut_back
     from retrieval_train.data.loader import build_loader
     from retrieval_train.engine.loop import Watcher, train
@@ -123,6 +139,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
+    from retrieval_train.models.backbones.backbone import check_sizes
     from retrieval_train.tracking import cut_metrics, open_tracker
 
     embedder = fresh_embedder(config).to(world.device)
@@ -138,6 +155,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     _check_sets(loader, run, world)
     num_steps = config.length.num_steps(loader.epoch_steps)
     lora.check_alive(embedder, image_px=config.backbone.image_px)
+    check_sizes(embedder, [stretch.px for stretch in config.data.resolutions])
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     if config.init:
         head.take(exported.read_centres(config.init.model))
@@ -176,7 +194,8 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     stop = Stop(world, max_minutes=config.run.max_minutes)
     failed = True
     try:
-        with stop.listening(), contextlib.closing(loader.draws(engine.step, num_steps)) as draws:
+        draws = loader.draws(engine.step, num_steps)
+        with stop.listening(), deaths_told(world.rank), contextlib.closing(draws):
             ending = train(engine, intake.watched(draws, first=engine.step), watchers, stop)
         intake.agree()
         _after(ending, engine.step, checkpoints)
@@ -255,6 +274,15 @@ def _tell(config: Config, loader: Loader, embedder: Embedder, num_steps: int, st
     samples, classes = loader.num_samples, len(loader.labels.names)
     log.info("%s: %s of %s weights are trained", config.backbone.name, f"{trained:,}", f"{total:,}")
     log.info("%s images of %s classes, %d steps an epoch", f"{samples:,}", f"{classes:,}", loader.epoch_steps)
+    streams, nodes = loader.order.streams, loader.world.size // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    log.info("order %s, streams: %d", config.data.order.name, streams)
+    if streams > 1 and streams % max(nodes, 1):
+        log.warning(
+            "data.order.streams %d is no multiple of %d nodes: nodes read parts of each other's tars. A multiple would not, "
+            "but makes another run: it is another order",
+            streams,
+            nodes,
+        )
     log.info("steps %d to %d on %d ranks of %s", step + 1, num_steps, loader.world.size, loader.world.device.type)
 
 

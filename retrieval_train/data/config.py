@@ -62,8 +62,8 @@ class DataConfig(Section):
     """How an image is seen when nothing is random: goes into the export, for evaluation. null: as the backbone was
     pretrained."""
     resolutions: tuple[Resolution, ...] = ()
-    """Image sizes over the run; none: backbone.image_px throughout. The last one should be backbone.image_px, which the
-    export keeps."""
+    """Image sizes over the run; none: backbone.image_px throughout. The last one is backbone.image_px, at which the
+    model is exported and evaluated."""
     unlabelled: Unlabelled | None = None
     """Rows without labels in every batch."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1, json_schema_extra=place())

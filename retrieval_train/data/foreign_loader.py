@@ -23,6 +23,7 @@ from retrieval_train.data.loader import Loader
 from retrieval_train.data.looks import Looks
 from retrieval_train.data.order.order import Order
 from retrieval_train.data.order.permutation import Int
+from retrieval_train.data.ring import Ring
 from retrieval_train.data.worker import Chunk, Rows, Stream, Task, Worker
 from retrieval_train.world import World
 from shards.files import shown
@@ -70,13 +71,13 @@ class ForeignLoader(Loader):
         """Name -> digest of the tars' names and sizes, and of every other set."""
         return {NAME: self.digest, **super().sets}
 
-    def worker(self, first: int) -> Worker:
+    def worker(self, first: int, ring: Ring) -> Worker:
         """See Loader. A run that goes on at step `first` draws a new order."""
         workers = max(self.config.workers, 1)
         tars = Tars(
             self.foreign, self.classes, (self.order.seed, first), self.world.rank * workers, workers * self.world.size
         )
-        return ForeignWorker(self.streams, tars=tars)
+        return ForeignWorker(self.streams, ring, tars=tars)
 
 
 def foreign_labels(classes: ClassList) -> Labels:

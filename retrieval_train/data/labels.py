@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,12 @@ class Labels:
 
     def joint(self, number: int, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """Joint class ids of samples of set `number`, -1 for those without a label."""
-        return np.append(self.joint_of[number], -1)[label_N]
+        return self._joint_or_none[number][label_N]
+
+    @cached_property
+    def _joint_or_none(self) -> list[NDArray[np.int64]]:
+        """`joint_of` with one entry more, which -1 finds."""
+        return [np.append(joint, -1) for joint in self.joint_of]
 
 
 def join(manifests: Sequence[Manifest]) -> Labels:

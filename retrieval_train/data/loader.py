@@ -10,15 +10,19 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval_train.data.config import DataConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from retrieval_train.data.batch import Batch
     from retrieval_train.data.labels import Labels
     from retrieval_train.data.order.order import Order
+    from retrieval_train.data.ring import Ring
     from retrieval_train.data.view import View
     from retrieval_train.data.worker import Chunk, Stream, Task, Worker
     from retrieval_train.world import World
@@ -81,14 +85,16 @@ class Loader:
         workers, parts = self.config.workers, self._parts()
         chunks = sum(-(-len(part.row_N) // self._chunk_rows(part)) for part in parts)
         ahead = max(2, -(-2 * chunks // max(workers, 1)))  # chunks of each worker: two steps, and two chunks
+        prefetched = max(1, min(ahead, MOST_AHEAD * chunks // workers)) if workers else 1
+        # a task is given out before the chunk that made room for it is copied
+        ring = self._ring(parts, slots=max(workers, 1) * prefetched + 2)
         loader: Any = DataLoader(
-            self.worker(first),  # type: ignore[arg-type]
+            self.worker(first, ring),  # type: ignore[arg-type]
             batch_size=None,
             sampler=self._tasks(parts, first, stop, num_steps or stop),  # type: ignore[arg-type]
             num_workers=workers,
-            prefetch_factor=max(1, min(ahead, MOST_AHEAD * chunks // workers)) if workers else None,
+            prefetch_factor=prefetched if workers else None,
             multiprocessing_context="fork" if workers else None,
-            pin_memory=self.world.device.type == "cuda",
             collate_fn=_as_it_is,
             worker_init_fn=start_worker,
         )
@@ -96,19 +102,19 @@ class Loader:
         try:
             for _ in range(first, stop):
                 started = time.perf_counter()
-                made = [[self._next(stream) for _ in self._cut(part)] for part in parts]
+                batches = [self._batch(part, stream, ring) for part in parts]
                 wait_s = time.perf_counter() - started
-                yield self._assembled(parts, made, wait_s)
+                yield self._assembled(batches, wait_s)
         finally:
             # the workers ignore SIGTERM, so what Python does at exit would wait for them for ever
             if workers:
                 stream._shutdown_workers()
 
-    def worker(self, first: int) -> Worker:
+    def worker(self, first: int, ring: Ring) -> Worker:
         """What each worker process runs, from step `first` on."""
         from retrieval_train.data.worker import Worker
 
-        return Worker(self.streams)
+        return Worker(self.streams, ring)
 
     def my_rows(self, stream: int, part: int) -> Part:
         """This rank's rows of micro-batch `part`: the same rows make up the micro-batch on any world size."""
@@ -136,14 +142,14 @@ class Loader:
     def _tasks(self, parts: list[Part], first: int, stop: int, num_steps: int) -> Iterator[Task]:
         """The tasks of steps [first, stop) in order; each says also what a task two steps later will need."""
         waiting: deque[Task] = deque()
-        lead = 2 * sum(len(self._cut(part)) for part in parts)
+        lead, number = 2 * sum(len(self._cut(part)) for part in parts), count()
         for step in range(first, stop):
             for task in self._tasks_of(parts, step, num_steps):
                 waiting.append(task)
                 if len(waiting) > lead:
                     ready = waiting.popleft()
-                    yield replace(ready, ahead=(*ready.ahead, *_samples(task)))
-        yield from waiting
+                    yield replace(ready, number=next(number), ahead=(*ready.ahead, *_samples(task)))
+        yield from (replace(task, number=next(number)) for task in waiting)
 
     def _tasks_of(self, parts: list[Part], step: int, num_steps: int) -> Iterator[Task]:
         from retrieval_train.data.order.order import sample_seeds
@@ -177,37 +183,57 @@ class Loader:
         chunk: Chunk = made
         return chunk
 
-    def _assembled(self, parts: list[Part], made: list[list[Chunk]], wait_s: float) -> list[Batch]:
-        batches = [self._batch(part, chunks) for part, chunks in zip(parts, made, strict=True)]
-        if len(self.streams) > 1:
-            pairs = zip(batches[::2], batches[1::2], strict=True)
-            batches = [replace(labelled, unlabelled=unlabelled) for labelled, unlabelled in pairs]
-        return [replace(batches[0], wait_s=wait_s), *batches[1:]]
-
-    def _batch(self, part: Part, chunks: list[Chunk]) -> Batch:
+    def _batch(self, part: Part, stream: Iterator[Any], ring: Ring) -> Batch:
+        """The rows of one part, from as many chunks as it was cut into; copied out of the ring as they come."""
         import torch
 
         from retrieval_train.data.batch import Batch
+        from retrieval_train.data.worker import images_of
 
-        device = self.world.device
-        joined = {
-            name: torch.cat([getattr(chunk, name).to(device, non_blocking=True) for chunk in chunks])
-            for name in ("image_RCHW", "label_R", "domain_R", "strong_RCHW")
-            if chunks and getattr(chunks[0], name) is not None
-        }
+        pinned, device = self.world.device.type == "cuda", self.world.device
+        chunks: list[Chunk] = []
+        views: list[Tensor] = []
+        for cut in self._cut(part):
+            chunk = self._next(stream)
+            chunks.append(chunk)
+            image_VRCHW = images_of(ring, chunk, self.streams[part.stream])
+            if not views:  # in (H, W, 3) memory, as the images come
+                shape = (len(part.row_N), chunk.image_px, chunk.image_px, 3)
+                views = [
+                    torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2) for _ in image_VRCHW
+                ]
+            for view_NCHW, image_RCHW in zip(views, image_VRCHW, strict=True):
+                view_NCHW[cut].copy_(image_RCHW)
+        label_N = torch.tensor([label for chunk in chunks for label in chunk.label_R])
+        domain_N = torch.tensor([domain for chunk in chunks for domain in chunk.domain_R])
+        image_NCHW, *strong = (view_NCHW.to(device, non_blocking=True) for view_NCHW in views)
         return Batch(
-            joined["image_RCHW"],
-            joined["label_R"],
+            image_NCHW,
+            label_N.to(device),
             part.counts,
             weight=sum(part.counts) / self.streams[part.stream].order.batch,
-            domain_N=joined["domain_R"],
-            strong_NCHW=joined.get("strong_RCHW"),
+            domain_N=domain_N.to(device),
+            strong_NCHW=strong[0] if strong else None,
             read_s=sum(chunk.read_s for chunk in chunks),
             decode_s=sum(chunk.decode_s for chunk in chunks),
             row_N=tuple(part.row_N.tolist()),
             key_N=tuple(key for chunk in chunks for key in chunk.key_R),
             bad=tuple(bad for chunk in chunks for bad in chunk.bad),
         )
+
+    def _assembled(self, batches: list[Batch], wait_s: float) -> list[Batch]:
+        """The micro-batches of a step, unlabelled rows with them."""
+        if len(self.streams) > 1:
+            pairs = zip(batches[::2], batches[1::2], strict=True)
+            batches = [replace(labelled, unlabelled=unlabelled) for labelled, unlabelled in pairs]
+        return [replace(batches[0], wait_s=wait_s), *batches[1:]]
+
+    def _ring(self, parts: list[Part], *, slots: int) -> Ring:
+        from retrieval_train.data.ring import Ring
+
+        rows = max(self._chunk_rows(part) for part in parts)
+        image_px = max([self.image_px, *(stretch.px for stretch in self.config.resolutions)])
+        return Ring(slots, rows=rows, image_px=image_px, views=max(s.looks.num_views for s in self.streams))
 
 
 def _samples(task: Task) -> list[tuple[int, int, int, int]]:

@@ -1,14 +1,10 @@
-"""How training images look: which augmentation a domain has, and one view or two of every image.
-
-Legend: R rows of a chunk.
-"""
+"""How training images look: which augmentation a domain has, and one view or two of every image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from retrieval_train.data.augment.augment import Augment
@@ -25,6 +21,10 @@ class Looks:
     """Of a second view."""
     view: View = field(default_factory=View)
     """How an image becomes the network's square where nothing about it is random."""
+
+    @property
+    def num_views(self) -> int:
+        return 2 if self.strong else 1
 
     def views(self, image_CHW: Tensor, image_px: int, *, domain: str, seed: int) -> list[Tensor]:
         """One view, or two, (3, image_px, image_px) each."""
@@ -48,27 +48,3 @@ class Looks:
     def _looks(self, domain: str, seed: int) -> list[tuple[Augment, int]]:
         first = (self.by_domain.get(domain, self.augment), seed)
         return [first, (self.strong, mixed(seed, 2) >> 1)] if self.strong else [first]
-
-
-class Canvas:
-    """The images of a chunk, row by row in (H, W, 3) memory: filled faster than a list is stacked."""
-
-    def __init__(self, rows: int, image_px: int, looks: Looks) -> None:
-        self._looks, self._image_px = looks, image_px
-        shape = (rows, image_px, image_px, 3)
-        views = 2 if looks.strong else 1
-        self._view_RCHW = [torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2) for _ in range(views)]
-
-    def draw(self, row: int, image_CHW: Tensor, *, domain: str, seed: int) -> None:
-        for canvas_RCHW, view_CHW in zip(
-            self._view_RCHW, self._looks.views(image_CHW, self._image_px, domain=domain, seed=seed), strict=True
-        ):
-            canvas_RCHW[row].copy_(view_CHW)
-
-    @property
-    def weak_RCHW(self) -> Tensor:
-        return self._view_RCHW[0]
-
-    @property
-    def strong_RCHW(self) -> Tensor | None:
-        return self._view_RCHW[1] if self._looks.strong else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from retrieval_train.data.batch import Bad
 from retrieval_train.data.decode import MinSide, decode
 from retrieval_train.data.decoded import DecodedCache
 from retrieval_train.data.labels import Labels
-from retrieval_train.data.looks import Canvas, Looks
+from retrieval_train.data.looks import Looks
 from retrieval_train.data.order.order import Order
 from retrieval_train.data.order.permutation import Int, Word
 from retrieval_train.data.reader import Reader
+from retrieval_train.data.ring import Ring
 from shards.manifest import ShardError
 
 MOST_ATTEMPTS = 16  # samples tried for one row: that many bad ones in a row are no accident
@@ -39,27 +40,31 @@ class Task:
     set_R: Int
     sample_R: Int
     seed_R: Word
+    number: int = 0
+    """Of all tasks of the loader, in the order in which they are given out."""
     ahead: tuple[tuple[int, int, int, int], ...] = ()
     """(stream, set, first sample, count) of what will be needed soon."""
+
+    def __len__(self) -> int:
+        return len(self.row_R)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The rows of a task, ready."""
+    """The rows of a task, but for their images, which lie in the ring: what goes through a pipe is small."""
 
-    image_RCHW: Tensor
-    strong_RCHW: Tensor | None
-    label_R: Tensor
-    domain_R: Tensor
+    number: int
+    """Of the task."""
+    image_px: int
+    label_R: tuple[int, ...]
+    domain_R: tuple[int, ...]
     key_R: tuple[str, ...]
     bad: tuple[Bad, ...]
     read_s: float
     decode_s: float
 
-    def pin_memory(self) -> Chunk:
-        """torch's loader looks for this name: page-locked rows reach the GPU while it computes."""
-        strong = self.strong_RCHW.pin_memory() if self.strong_RCHW is not None else None
-        return replace(self, image_RCHW=self.image_RCHW.pin_memory(), strong_RCHW=strong)
+    def __len__(self) -> int:
+        return len(self.label_R)
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,10 @@ class Stream:
 class Rows:
     """A chunk in the making, row after row."""
 
-    def __init__(self, task: Task, stream: Stream) -> None:
+    def __init__(self, task: Task, stream: Stream, image_VRCHW: Tensor) -> None:
         self.bad: list[Bad] = []
         self.read_s = self.decode_s = 0.0
-        self._task, self._domains = task, stream.labels.domains
-        self._canvas = Canvas(len(task.row_R), task.image_px, stream.looks)
+        self._task, self._stream, self._image_VRCHW = task, stream, image_VRCHW
         self._labels: list[int] = []
         self._domain_R: list[int] = []
         self._keys: list[str] = []
@@ -94,24 +98,19 @@ class Rows:
     def add(self, key: str, image_CHW: Tensor, *, label: int, domain: int) -> None:
         """The next row; its image as decoded."""
         started, row = time.perf_counter(), len(self._keys)
-        seed = int(self._task.seed_R[row])
-        self._canvas.draw(row, image_CHW, domain=self._domains[domain], seed=seed)
+        name, seed = self._stream.labels.domains[domain], int(self._task.seed_R[row])
+        views = self._stream.looks.views(image_CHW, self._task.image_px, domain=name, seed=seed)
+        for place_RCHW, view_CHW in zip(self._image_VRCHW, views, strict=True):
+            place_RCHW[row].copy_(view_CHW)
         self._labels.append(label)
         self._domain_R.append(domain)
         self._keys.append(key)
         self.decode_s += time.perf_counter() - started
 
     def chunk(self) -> Chunk:
-        return Chunk(
-            self._canvas.weak_RCHW,
-            self._canvas.strong_RCHW,
-            torch.tensor(self._labels),
-            torch.tensor(self._domain_R),
-            tuple(self._keys),
-            tuple(self.bad),
-            self.read_s,
-            self.decode_s,
-        )
+        labels, domains, keys = tuple(self._labels), tuple(self._domain_R), tuple(self._keys)
+        number, image_px = self._task.number, self._task.image_px
+        return Chunk(number, image_px, labels, domains, keys, tuple(self.bad), self.read_s, self.decode_s)
 
 
 @dataclass
@@ -119,15 +118,17 @@ class Worker:
     """What torch's DataLoader takes for a dataset: task -> chunk."""
 
     streams: Sequence[Stream]
+    ring: Ring
     number: int = 0
     """Of the worker process in its rank."""
 
     def __getitem__(self, task: Task) -> Chunk | Exception:
+        stream = self.streams[task.stream]
         try:
-            for stream, number, first, count in task.ahead:
-                self.streams[stream].readers[number].ahead(first, count)
-            rows = Rows(task, self.streams[task.stream])
-            self._fill(rows, task, self.streams[task.stream])
+            for place, number, first, count in task.ahead:
+                self.streams[place].readers[number].ahead(first, count)
+            rows = Rows(task, stream, images_of(self.ring, task, stream))
+            self._fill(rows, task, stream)
             return rows.chunk()
         except (ValueError, OSError) as error:  # handed over as it is: torch would wrap the traceback into its words
             return error
@@ -176,6 +177,11 @@ class Worker:
         rows.read_s += between - started
         rows.decode_s += time.perf_counter() - between
         return rows.add(read.key, image_CHW, label=label, domain=domain)
+
+
+def images_of(ring: Ring, one: Task | Chunk, stream: Stream) -> Tensor:
+    """Where the images of a task or chunk lie, (views, rows, 3, px, px)."""
+    return ring.images(one.number, rows=len(one), image_px=one.image_px, views=stream.looks.num_views)
 
 
 def start_worker(number: int) -> None:

@@ -57,6 +57,8 @@ class Order(ABC):
     seed: int
     epoch_steps: int
     """Steps of an epoch: whole batches."""
+    streams: int = 1
+    """Parts of a batch that read ranges of the shards of their own."""
 
     @abstractmethod
     def rows(self, step: int, row_R: Int) -> tuple[Int, Int]:

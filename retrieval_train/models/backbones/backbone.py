@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,5 +50,28 @@ class BackboneConfig(Section):
         """What of the outside world does not fit: (key, what to do)."""
         return []
 
+    def size_problem(self, image_px: int) -> str | None:
+        """Why no images of this size go in beside those of other sizes, where that can be told without building it."""
+        return None
+
     def weights_file(self) -> Path | None:
         return None
+
+
+def check_sizes(embedder: nn.Module, sizes: Sequence[int]) -> None:
+    """One blank image of each size through the embedder. Raises ValueError for the first size that it cannot take."""
+    import torch
+
+    device, was_training = next(embedder.parameters()).device, embedder.training
+    embedder.eval()  # batch statistics stay as they are, and one image is enough for them
+    try:
+        for image_px in sizes:
+            with torch.no_grad():
+                embedder(torch.zeros(1, 3, image_px, image_px, dtype=torch.uint8, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the backbone takes no images of {image_px} px, which data.resolutions asks for ({error}); take other sizes or "
+            "another backbone, or leave data.resolutions out"
+        ) from None
+    finally:
+        embedder.train(was_training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,19 @@ class Config(BackboneConfig):
             return [("weights", f"{file} does not exist")]
         return []
 
+    def size_problem(self, image_px: int) -> str | None:
+        patch_px = self._patch_px()
+        if patch_px is None or image_px % patch_px == 0:
+            return None
+        below = image_px // patch_px * patch_px
+        near = f"{below} or {below + patch_px}" if below else str(patch_px)
+        return f"{image_px} px are no whole number of {self.model}'s patches of {patch_px} px; take {near}"
+
+    def _patch_px(self) -> int | None:
+        """timm's names of models that cut an image into patches say so; None: this one is not known to."""
+        found = re.search(r"patch(\d+)", self.model)
+        return int(found[1]) if found else None
+
     def build(self, *, with_weights: bool = True) -> Built:
         import timm
 
@@ -75,12 +89,17 @@ class Config(BackboneConfig):
     def _created(self, **options: Any) -> Any:
         import timm
 
-        try:
-            return timm.create_model(self.model, img_size=self.image_px, **options)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            return timm.create_model(self.model, **options)  # a convolutional net takes any size and no such argument
+        of_size = {"img_size": self.image_px}
+        # Position embeddings are then fitted to each image; at image_px they, and all weights, are as without it. But it
+        # cuts no rest off: 384 px in patches of 14 (vit_so400m_patch14_siglip_384) stay at one size.
+        of_any_size = [] if self.size_problem(self.image_px) else [of_size | {"dynamic_img_size": True}]
+        for more in (*of_any_size, of_size):
+            try:
+                return timm.create_model(self.model, **more, **options)
+            except TypeError as error:
+                if not any(name in str(error) for name in more):
+                    raise
+        return timm.create_model(self.model, **options)  # a convolutional net takes any size and no such argument
 
 
 def view_of(pretrained_cfg: Any) -> View:

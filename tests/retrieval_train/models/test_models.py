@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm import create_model
 
 from retrieval_train.data.view import View
 from retrieval_train.models import exported, lora
 from retrieval_train.models.backbones import timm
+from retrieval_train.models.backbones.backbone import check_sizes
 from retrieval_train.models.embedder import Embedder, build_embedder
 from retrieval_train.models.exported import Card, ExportError, Start
 from retrieval_train.models.necks import identity, linear
@@ -90,6 +92,39 @@ def test_a_convolutional_net_takes_any_size() -> None:
     config = timm.Config(model="resnet10t", image_px=40, weights="none")
     model = build_embedder(config, identity.Config(), seed=0).eval()
     assert model(torch.zeros(1, 3, 40, 40, dtype=torch.uint8)).shape == (1, 512)
+
+
+def test_a_transformer_takes_every_whole_number_of_patches_and_is_else_what_it_was() -> None:
+    model = embedder()
+    twin = create_model("eva02_tiny_patch14_224", img_size=28, num_classes=0).eval()
+    twin.load_state_dict(model.backbone.state_dict())
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(model.backbone(x), twin(x))
+    check_sizes(model, [14, 42, 56])
+    with pytest.raises(ValueError, match=r"takes no images of 30 px, which data\.resolutions asks for \(.*patch size"):
+        check_sizes(model.train(), [56, 30, 42])
+    assert model.training and not any(p.grad is not None for p in model.parameters())
+    assert EVA.size_problem(56) is None and "14 px; take 28 or 42" in str(EVA.size_problem(40))
+
+
+def test_a_size_that_patches_do_not_fill_is_cut_as_the_pretrained_one_was() -> None:
+    config = timm.Config(model="vit_small_patch14_reg4_dinov2", image_px=32, weights="none", blocks=1)
+    model = build_embedder(config, identity.Config(), seed=0).eval()
+    assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 384)
+    with pytest.raises(ValueError, match="takes no images of 28 px"):
+        check_sizes(model, [28])
+
+
+@pytest.mark.parametrize(("name", "is_any_size"), [("test_convnext", True), ("cait_xxs24_224", False)])
+def test_other_models_are_tried(name: str, is_any_size: bool) -> None:
+    model = build_embedder(timm.Config(model=name, image_px=64, weights="none"), identity.Config(), seed=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if is_any_size:
+        check_sizes(model, [32, 96])
+    else:
+        with pytest.raises(ValueError, match=r"of 32 px, .* \(Input height \(32\) doesn't match model \(64\)"):
+            check_sizes(model, [32])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_an_unknown_model_names_near_ones() -> None:
