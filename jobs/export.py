@@ -61,11 +61,11 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
 
 
 def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
-    """Build the embedder as the run did, put the checkpoint's tensors in, merge the adapters, write."""
+    """Build the embedder as the run did, put the checkpoint's tensors and buffers in, merge the adapters, write."""
     import torch
 
     from jobs.train import fresh_embedder, view_of
-    from retrieval_train.engine.checkpoint import Tensors, read_all_centres, read_state
+    from retrieval_train.engine.checkpoint import Tensors, read_all_centres, read_buffers, read_state
     from retrieval_train.models import exported, lora
     from retrieval_train.rundir import written_aside
 
@@ -76,6 +76,7 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     with torch.no_grad():
         for name in weights.names():
             trained[name].copy_(weights[name])
+    read_buffers(checkpoint, embedder)
     if config.lora:
         lora.merge(embedder)
     start = exported.Start(backbone=config.backbone, neck=config.neck, seed=config.seed)

@@ -74,7 +74,8 @@ class JobConfig(Section):
 def names() -> list[str]:
     """The jobs there are."""
     shared = {"job", "__main__"}
-    return sorted(entry.name for entry in pkgutil.iter_modules(jobs.__path__) if entry.name not in shared)
+    found = (entry.name for entry in pkgutil.iter_modules(jobs.__path__) if not entry.ispkg)
+    return sorted(name for name in found if name not in shared)
 
 
 def find(name: Any, *, where: str) -> Any:
@@ -119,7 +120,7 @@ def start(run_dir: Path) -> dict[str, float]:
         if rank == 0:  # what the start before this one failed of
             run.error.unlink(missing_ok=True)
         try:
-            _enter_submit_folder(run)
+            enter_submit_folder(run)
             config = load(run)
             _set_threads(config.run.threads)
             world = open_until_told.enter_context(open_world(config.run.device))
@@ -135,7 +136,7 @@ def start(run_dir: Path) -> dict[str, float]:
             raise
 
 
-def _enter_submit_folder(run: RunDir) -> None:
+def enter_submit_folder(run: RunDir) -> None:
     """Relative paths of a config count from where it was submitted; its ranks are started in the run's `code/`."""
     if run.plan.is_file():
         os.chdir(read_json(run.plan)["cwd"])

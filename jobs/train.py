@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -152,7 +153,10 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         seed=config.seed,
         view=view_of(config, embedder),
     )
-    _check_sets(loader, run, world)
+    if world.rank == 0 and not run.sets.is_file():
+        write_json(run.sets, loader.sets)
+    world.barrier()
+    check_sets(loader.sets, run)
     num_steps = config.length.num_steps(loader.epoch_steps)
     lora.check_alive(embedder, image_px=config.backbone.image_px)
     check_sizes(embedder, [stretch.px for stretch in config.data.resolutions])
@@ -162,8 +166,16 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
     engine = config.engine.build(learner, config.optimizer, config.schedule.build(num_steps), seed=config.seed)
 
+    intake = Intake(
+        world,
+        bad_file=run.bad / f"{world.rank:05d}.jsonl",
+        ledger_file=run.ledger / f"{world.rank:05d}.tsv" if config.data.ledger else None,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
     if (latest := run.latest_checkpoint()) is not None:
-        loader.order.take_state(engine.load(latest).get("order", {}))
+        saved = engine.load(latest)
+        loader.order.take_state(saved.get("order", {}))
+        intake.take_state(saved.get("intake", {}))
         log.info("going on from %s", latest)
     if world.rank == 0:
         cut_metrics(run.metrics, last_step=engine.step)
@@ -175,18 +187,12 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values)
 
     def extra() -> dict[str, Any]:
-        return {"tracker": tracker.id, "order": loader.order.state()}
+        return {"tracker": tracker.id, "order": loader.order.state(), "intake": intake.state(engine.step)}
 
     checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
-    intake = Intake(
-        world,
-        bad_file=run.bad / f"{world.rank:05d}.jsonl",
-        ledger_file=run.ledger / f"{world.rank:05d}.tsv" if config.data.ledger else None,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
     progress = Progress(run, world, "train", total=num_steps, unit="steps")
     watchers: list[Watcher] = [
-        Track(tracker, epoch_steps=loader.epoch_steps, agree=intake.agree),
+        Track(tracker, epoch_steps=loader.epoch_steps, num_steps=num_steps, agree=intake.agree),
         Follow(loader.order, world),
         Show(progress.show, num_steps=num_steps),
         checkpoints,
@@ -197,8 +203,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         draws = loader.draws(engine.step, num_steps)
         with stop.listening(), deaths_told(world.rank), contextlib.closing(draws):
             ending = train(engine, intake.watched(draws, first=engine.step), watchers, stop)
-        intake.agree()
-        _after(ending, engine.step, checkpoints)
+            _after(ending, engine.step, checkpoints)  # before the wait for the data workers to end: time may be short
         failed = False
     except Preempted:
         failed = False
@@ -249,18 +254,16 @@ def _after(ending: Ending, step: int, checkpoints: Any) -> None:
             f"the loss or a gradient is not a finite number at step {step + 1}, which was not stepped. Lower optimizer.lr or "
             "head_lr, or set engine.clip_norm lower, in a new run"
         )
-    checkpoints.save()
+    if step:  # before the first one there is nothing to save
+        checkpoints.save()
     if ending != "finished":
-        raise Preempted(f"{ending} at step {step}; saved")
+        raise Preempted(f"{ending} at step {step}" + ("; saved" if step else ""))
 
 
-def _check_sets(loader: Loader, run: RunDir, world: World) -> None:
-    """Raises ValueError when a shard set is not what it was when the run began."""
-    if not run.sets.is_file() and world.rank == 0:
-        write_json(run.sets, loader.sets)
-    world.barrier()
+def check_sets(sets: Mapping[str, str], run: RunDir) -> None:
+    """Raises ValueError when a shard set (name -> digest) is not what it was when the run began."""
     began = read_json(run.sets)
-    changed = sorted(name for name in began.keys() | loader.sets.keys() if began.get(name) != loader.sets.get(name))
+    changed = sorted(name for name in began.keys() | sets.keys() if began.get(name) != sets.get(name))
     if changed:
         raise ValueError(
             f"the shard set {', '.join(changed)} is not what it was when {run.path.name} began: the order would be "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from retrieval_train.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
+    from retrieval_train.data.order.order import Order
     from retrieval_train.data.worker import Stream
 
 
@@ -31,22 +32,23 @@ def show_key(run: RunDir, key: str) -> None:
 
 def show_step(run: RunDir, step: int) -> None:
     """Prints the key of every row of a step; steps count from 1, as in metrics.jsonl."""
-    from retrieval_train.data.ledger import keys_of_step, replaced_rows
+    from retrieval_train.data.ledger import keys_of_step, replaced_rows, written
 
     stream, steps = _opened(run)
     if not 1 <= step <= steps:
-        raise ValueError(f"no step {step}: {run.path.name} has done steps 1 to {steps}")
+        raise ValueError(f"no step {step}: {run.path.name} can tell of steps 1 to {steps}")
     for row, key in enumerate(keys_of_step(stream, step - 1, replaced_rows(run.bad))):
-        print(f"{row}\t{key}")
+        print(f"{row}\t{written(key)}")
 
 
 def _opened(run: RunDir) -> tuple[Stream, int]:
-    """The labelled stream of a training run, and how many steps it has done."""
+    """The labelled stream of a training run, and of how many steps its samples are known."""
     import jobs.train
-    from jobs.job import load
+    from jobs.job import enter_submit_folder, load
     from retrieval_train.data.loader import build_loader
     from retrieval_train.world import Alone
 
+    enter_submit_folder(run)
     config = load(run)
     if not isinstance(config, jobs.train.Config):
         raise ValueError(f"{run.path.name} is a run of job {config.job}; only train runs see images in steps")
@@ -55,13 +57,34 @@ def _opened(run: RunDir) -> tuple[Stream, int]:
             f"{run.path.name} streamed tars without sidecars: which image came when is known only where data.ledger=true "
             f"wrote it down, in {run.ledger}"
         )
-    loader = build_loader(
-        config.data, config.shards_root, Alone(), image_px=config.backbone.image_px, accumulate=1, seed=config.seed
+    # nothing is trained here: no room for decoded images, no copies of tars
+    data = config.data.model_copy(
+        update={"cache_gb": 0, "store": config.data.store.model_copy(update={"scratch": None})}
     )
+    image_px = config.backbone.image_px
+    loader = build_loader(data, config.shards_root, Alone(), image_px=image_px, accumulate=1, seed=config.seed)
+    if run.sets.is_file():
+        jobs.train.check_sets(loader.sets, run)
     if (latest := run.latest_checkpoint()) is not None:
         loader.order.take_state(read_json(latest / "state.json")["extra"].get("order", {}))
+    return loader.streams[0], _known(loader.order, run)
+
+
+def _known(order: Order, run: RunDir) -> int:
+    """The steps that the run has done, but for those that only its next checkpoint will tell of."""
+    from retrieval_train.data.order.loss_driven import LossDriven
+
     if not run.metrics.is_file():
         print(f"{run.path.name} has not done a step yet", file=sys.stderr)
-        return loader.streams[0], 0
+        return 0
     with run.metrics.open(encoding="utf-8") as lines:
-        return loader.streams[0], sum(1 for line in lines if line.endswith("\n"))
+        done = sum(1 for line in lines if line.endswith("\n"))
+    if not isinstance(order, LossDriven):
+        return done
+    known = min(done, len(order.state()["shares"]) * order.every)
+    if known < done:
+        print(
+            f"{run.path.name} has done {done} steps; the shares of those behind step {known} come with its next checkpoint",
+            file=sys.stderr,
+        )
+    return known

@@ -136,7 +136,7 @@ def _plain(text: str) -> str:
 
 def results(run: RunDir) -> str:
     """Where what the run made lies: one line for each thing that is there."""
-    there = {"report": run.page, "numbers": run.report, "export": run.export, "metrics": run.metrics}
+    there = {"report": run.page, "text": run.text, "numbers": run.report, "export": run.export, "metrics": run.metrics}
     return "".join(f"\n  {name:<8} {shown(path)}" for name, path in there.items() if path.exists())
 
 
@@ -157,7 +157,7 @@ def failure(run: RunDir) -> str:
 
 def _is_for_the_user(error: str) -> bool:
     """jobs/job.py tells a ValueError in its own words, all else as `Type: words`; a death is told by us."""
-    return not re.match(r"[A-Za-z_.]+: |rank \d+ |the run ended without", error)
+    return not re.match(r"[A-Z]\w*: |rank \d+ |the run ended without", error)
 
 
 def log_of(run: RunDir, rank: int, *, died: bool = False) -> Path | None:

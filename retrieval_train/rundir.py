@@ -113,6 +113,11 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def text(self) -> Path:
+        """The report for a terminal."""
+        return self.path / "report.txt"
+
+    @property
     def state(self) -> State | None:
         """One word, or None for a folder that is no run."""
         try:

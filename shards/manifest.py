@@ -45,6 +45,7 @@ __all__ = [
     "parse_sample",
     "read_sample",
     "span_of",
+    "spans_of",
 ]
 
 SCHEMA = 1
@@ -152,6 +153,9 @@ class Manifest:
         tar, path = self.folder / shard.file, self.folder / shard.sidecar
         try:
             num_bytes = tar.stat().st_size if self.has_tars else shard.bytes
+        except OSError as error:
+            raise ShardError(f"{tar.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
+        try:
             rows = read_rows(path)
         except (OSError, ValueError) as error:
             raise ShardError(f"{path.name}: cannot be read ({error}); run `shards check {self.folder}`") from error
@@ -239,6 +243,11 @@ def span_of(row: np.void) -> tuple[int, int]:
     start = max(image_at - BLOCK, 0)
     is_possible = json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63
     return (start, json_end - start) if is_possible else (0, 0)
+
+
+def spans_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First byte of each of these samples, and the byte behind its last; no more than span_of for rows that are sound."""
+    return np.maximum(rows["image_at"], BLOCK) - np.uint64(BLOCK), rows["json_at"] + rows["json_bytes"]
 
 
 def parse_sample(span: bytes, row: np.void, file: str) -> Sample:

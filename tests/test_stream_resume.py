@@ -1,4 +1,4 @@
-"""Real runs, killed with SIGKILL at random steps and repeated on another number of ranks, train on the same samples."""
+"""Real runs, killed with SIGKILL at random steps and repeated on other ranks and workers, train on the same samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.retrieval_train.data.conftest import draw
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, RANKS = 40, (1, 2, 3, 1)
+STEPS, RANKS, WORKERS = 40, (1, 2, 3, 1), (1, 2, 1, 0)
 TRAIN = """
 job: train
 run: {{name: {name}}}
@@ -55,9 +55,9 @@ def test_killed_runs_train_on_the_samples_of_the_order_on_1_2_3_and_1_ranks(root
     config.write_text(text.replace("more: 2.0", "more: 1.0") if order == "pk" else text)
     rng = random.Random(order)
     done = 0
-    for ranks in RANKS[:-1]:
-        done = kill_at(start(config, ranks), root / "runs" / order, done + rng.randint(5, 9))
-    last = start(config, RANKS[-1])
+    for ranks, workers in zip(RANKS[:-1], WORKERS[:-1], strict=True):
+        done = kill_at(start(config, ranks, workers), root / "runs" / order, done + rng.randint(5, 9))
+    last = start(config, RANKS[-1], WORKERS[-1])
     assert last.wait(200) == 0, last.stdout.read().decode() if last.stdout else ""
     run = (root / "runs" / order).resolve()
     lines = [line.split("\t") for file in (run / "ledger").glob("*.tsv") for line in file.read_text().splitlines()]
@@ -77,20 +77,11 @@ def test_killed_runs_train_on_the_samples_of_the_order_on_1_2_3_and_1_ranks(root
     assert steps == list(range(1, STEPS + 1))
 
 
-def start(config: Path, ranks: int) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "launcher/submit.py",
-        "--cluster",
-        "local",
-        "--nodes",
-        "1",
-        "--tasks-per-node",
-        str(ranks),
-    ]
+def start(config: Path, ranks: int, workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "launcher/submit.py", "--cluster", "local", "--nodes", "1"]
+    command += ["--tasks-per-node", str(ranks), f"config={config}", f"data.workers={workers}"]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([*command, f"config={config}"], cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def kill_at(process: subprocess.Popen[bytes], run: Path, step: int) -> int:

@@ -20,6 +20,8 @@ class Bad:
     place: int
     """Row of the shard."""
     reason: str
+    stream: int = 0
+    """0: of the labelled rows, 1: of the unlabelled ones."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,7 @@ from retrieval_train.data.augment.augment import Augment
 from retrieval_train.data.foreign import ForeignConfig
 from retrieval_train.data.order.mixed import Config as Mixed
 from retrieval_train.data.order.order import OrderConfig
+from retrieval_train.data.order.pools import bad_weights
 from retrieval_train.data.store.store import StoreConfig
 from retrieval_train.data.view import View
 
@@ -39,6 +41,29 @@ class Unlabelled(Section):
     """Rows beside those of data.batch, over all ranks."""
     split: Literal["train", "dev", "test"] = "train"
     """Whose samples, all of them: labels are not looked at."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _some_weight(cls, mixture: dict[str, float]) -> dict[str, float]:
+        return _checked_mixture(mixture, "data.unlabelled.mixture")
+
+    def problems(self, manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
+        rows = sum(
+            int(self.mixture[manifest.name] * sum(shard.samples for shard in manifest.select(self.split)) + 1e-6)
+            for manifest in manifests
+        )
+        if rows >= self.batch:
+            return []
+        text = f"{self.batch} rows, but an epoch of data.unlabelled.mixture has only {rows}; take a smaller batch"
+        return [("data.unlabelled.batch", text)]
+
+
+def _checked_mixture(mixture: dict[str, float], where: str) -> dict[str, float]:
+    if not mixture:
+        raise ValueError(f"names no set; say for example {where}.sample=1.0")
+    if problem := bad_weights(mixture):
+        raise ValueError(problem)
+    return mixture
 
 
 class DataConfig(Section):
@@ -70,8 +95,9 @@ class DataConfig(Section):
     """The run stops when more than this share of its samples could not be read; each of those was replaced by another."""
     workers: int = Field(default=1, ge=0, json_schema_extra=place())
     """Processes of each rank that decode and augment; 0 does it between the steps."""
-    cache_gb: float = Field(default=0, ge=0, json_schema_extra=place())
-    """Memory of each rank for decoded images: those that fit are read and decoded once in a run."""
+    cache_gb: float = Field(default=0, ge=0)
+    """Memory of each rank for decoded images: those that fit are read and decoded once in a run. They are decoded for any
+    crop, else for the one that is drawn: with a cache a run is another run, whose pixels differ by a grey level or so."""
     ledger: bool = Field(default=False, json_schema_extra=place())
     """Write down the key of every row of every step, in ledger/ of the run folder."""
     store: StoreConfig = Field(default=StoreConfig(), json_schema_extra=place())
@@ -85,11 +111,7 @@ class DataConfig(Section):
             raise ValueError("excludes data.foreign; make a set of the foreign tars, or leave one of the two out")
         if not mixture and is_foreign:
             return mixture
-        if not mixture:
-            raise ValueError("names no set; say for example data.mixture.sample=1.0")
-        if any(weight < 0 for weight in mixture.values()) or not sum(mixture.values()):
-            raise ValueError(f"{mixture} needs weights of 0 or more, and one above 0")
-        return mixture
+        return _checked_mixture(mixture, "data.mixture")
 
     @field_validator("resolutions")
     @classmethod
@@ -135,10 +157,10 @@ class DataConfig(Section):
             looks, order = tuple(self.augment_by_domain), self.order.name
             found += self.foreign.problems(batch=self.batch, order=order, cache_gb=self.cache_gb, domains=looks)
         if self.unlabelled:
-            of_unlabelled, _ = self._set_problems(
+            of_unlabelled, others = self._set_problems(
                 "data.unlabelled.mixture", self.unlabelled.mixture, self.unlabelled.split, shards_root
             )
-            found += of_unlabelled
+            found += of_unlabelled or self.unlabelled.problems(others)
         if found or self.foreign:
             return found
         domains = sorted({domain for manifest in manifests for domain in manifest.domains})

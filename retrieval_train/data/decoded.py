@@ -1,4 +1,4 @@
-"""Decoded images in memory that all workers of a rank, or of a node, share: for sets that fit.
+"""Decoded images in memory that all workers of a rank share: for sets that fit.
 
     entry_N     one 8-byte word a sample: where its record begins, 0 for none
     used_W      one word a writer: bytes of its region that are taken
@@ -12,7 +12,6 @@ image or none. Nothing is ever removed: an epoch asks for every image once, and 
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 
 import numpy as np
@@ -23,47 +22,21 @@ WORD, HEAD, ALIGNED = 8, 16, 64
 
 
 class DecodedCache:
-    """Room for images of samples [0, num_samples), `max_bytes` in all, made before the workers fork.
+    """Room for images of samples [0, num_samples), `max_bytes` in all, made before the workers fork."""
 
-    Workers on one node that were not forked from this process open the same memory by its `address`.
-    """
-
-    def __init__(self, num_samples: int, max_bytes: int, writers: int, *, address: str | None = None) -> None:
+    def __init__(self, num_samples: int, max_bytes: int, writers: int) -> None:
         self._region = (max_bytes // writers) // ALIGNED * ALIGNED
         if self._region < HEAD:
             raise ValueError(f"{max_bytes} bytes for {writers} writers hold no image; give at least {1 << 20} each")
         self._first = -(-(num_samples + writers) * WORD // ALIGNED) * ALIGNED
-        num_bytes = self._first + writers * self._region
-        if address is None:
-            self._fd = os.memfd_create("retrieval-train-decoded", os.MFD_CLOEXEC)
-            os.ftruncate(self._fd, num_bytes)
-        else:
-            self._fd = os.open(address, os.O_RDWR | os.O_CLOEXEC)
-            if os.fstat(self._fd).st_size != num_bytes:
-                raise ValueError(f"{address} has {os.fstat(self._fd).st_size} bytes, {num_bytes} were expected")
-        self._memory = mmap.mmap(self._fd, num_bytes)
+        self._memory = mmap.mmap(-1, self._first + writers * self._region)
         words = np.frombuffer(self._memory, "<u8", num_samples + writers)
         self._entry_N, self._used_W = words[:num_samples], words[num_samples:]
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._fence = threading.Lock()
-        self._pid = os.getpid()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
 
     def __reduce__(self) -> str:
-        raise TypeError("a DecodedCache goes to workers by fork; spawned ones open it by its address")
-
-    @property
-    def address(self) -> str:
-        """A path by which processes of the same user on this node open it while this one lives."""
-        return f"/proc/{self._pid}/fd/{self._fd}"
-
-    @property
-    def used_bytes(self) -> int:
-        """Of all regions."""
-        return int(self._used_W.sum())
+        raise TypeError("a DecodedCache goes to workers by fork")
 
     def __len__(self) -> int:
         """Images that are there."""

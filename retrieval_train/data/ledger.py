@@ -1,7 +1,7 @@
 """Which sample was in which row of which step, found out afterwards: the order is arithmetic, so nothing need be recorded.
 
 Rows whose sample could not be read are known from the run's `bad/`: each line there stands for one attempt, and the order
-says which sample took its place.
+says which sample took its place. All of this is about the labelled rows: unlabelled ones are in another order.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
 if TYPE_CHECKING:
     from retrieval_train.data.order.permutation import Int
     from retrieval_train.data.worker import Stream
+
+
+def written(key: str) -> str:
+    """A key on one line: what cannot be printed is percent-encoded, undecodable bytes of a file name too."""
+    if key.isprintable():
+        return key
+    return "".join(sign if sign.isprintable() else quote(sign, errors="surrogatepass") for sign in key)
 
 
 class Seen(NamedTuple):
@@ -26,11 +34,12 @@ class Seen(NamedTuple):
 
 
 def replaced_rows(folder: Path) -> dict[Seen, int]:
-    """How many samples were tried in vain for each row, from the files of all ranks."""
+    """How many samples were tried in vain for each labelled row, from the files of all ranks."""
     found: Counter[Seen] = Counter()
     for file in sorted(folder.glob("*.jsonl")):
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        found.update(Seen(line["step"], line["row"]) for line in lines)
+        whole = file.read_text(encoding="utf-8").split("\n")[:-1]  # the rest may be the half of a line
+        lines = map(json.loads, whole)
+        found.update(Seen(line["step"], line["row"]) for line in lines if line.get("stream", 0) == 0)
     return dict(found)
 
 

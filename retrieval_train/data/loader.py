@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval_train.data.config import DataConfig
+from retrieval_train.data.deaths import deaths_told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from retrieval_train.data.batch import Batch
     from retrieval_train.data.labels import Labels
     from retrieval_train.data.order.order import Order
-    from retrieval_train.data.ring import Ring
+    from retrieval_train.data.ring import Buffers, Ring
     from retrieval_train.data.view import View
     from retrieval_train.data.worker import Chunk, Stream, Task, Worker
     from retrieval_train.world import World
@@ -80,10 +81,12 @@ class Loader:
         """
         from torch.utils.data import DataLoader
 
+        from retrieval_train.data.ring import Buffers
         from retrieval_train.data.worker import start_worker
 
-        workers, parts = self.config.workers, self._parts()
-        chunks = sum(-(-len(part.row_N) // self._chunk_rows(part)) for part in parts)
+        parts = self._parts()
+        chunks = sum(len(self._cut(part)) for part in parts)
+        workers = min(self.config.workers, MOST_AHEAD * chunks)
         ahead = max(2, -(-2 * chunks // max(workers, 1)))  # chunks of each worker: two steps, and two chunks
         prefetched = max(1, min(ahead, MOST_AHEAD * chunks // workers)) if workers else 1
         # a task is given out before the chunk that made room for it is copied
@@ -98,11 +101,11 @@ class Loader:
             collate_fn=_as_it_is,
             worker_init_fn=start_worker,
         )
-        stream = iter(loader)
+        stream, buffers = iter(loader), Buffers(pinned=self.world.device.type == "cuda")
         try:
             for _ in range(first, stop):
                 started = time.perf_counter()
-                batches = [self._batch(part, stream, ring) for part in parts]
+                batches = [self._batch(part, stream, ring, buffers) for part in parts]
                 wait_s = time.perf_counter() - started
                 yield self._assembled(batches, wait_s)
         finally:
@@ -169,28 +172,24 @@ class Loader:
     # --- what was done
 
     def _next(self, stream: Iterator[Any]) -> Chunk:
-        try:
-            made = next(stream)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
-                raise
-            raise ValueError(
-                f"a data worker of rank {self.world.rank} died ({error}). Most often the machine's memory was full and the "
-                "kernel killed it: take fewer data.workers, a smaller data.cache_gb, or more memory"
-            ) from None
+        with deaths_told(self.world.rank):
+            try:
+                made = next(stream)
+            except (ConnectionError, EOFError) as error:  # its pipe broke before torch saw that it is gone
+                raise RuntimeError(f"DataLoader worker: {error}") from error
         if isinstance(made, Exception):
             raise made
         chunk: Chunk = made
         return chunk
 
-    def _batch(self, part: Part, stream: Iterator[Any], ring: Ring) -> Batch:
+    def _batch(self, part: Part, stream: Iterator[Any], ring: Ring, buffers: Buffers) -> Batch:
         """The rows of one part, from as many chunks as it was cut into; copied out of the ring as they come."""
         import torch
 
         from retrieval_train.data.batch import Batch
         from retrieval_train.data.worker import images_of
 
-        pinned, device = self.world.device.type == "cuda", self.world.device
+        device = self.world.device
         chunks: list[Chunk] = []
         views: list[Tensor] = []
         for cut in self._cut(part):
@@ -199,9 +198,7 @@ class Loader:
             image_VRCHW = images_of(ring, chunk, self.streams[part.stream])
             if not views:  # in (H, W, 3) memory, as the images come
                 shape = (len(part.row_N), chunk.image_px, chunk.image_px, 3)
-                views = [
-                    torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2) for _ in image_VRCHW
-                ]
+                views = [buffers.take(shape).permute(0, 3, 1, 2) for _ in image_VRCHW]
             for view_NCHW, image_RCHW in zip(views, image_VRCHW, strict=True):
                 view_NCHW[cut].copy_(image_RCHW)
         label_N = torch.tensor([label for chunk in chunks for label in chunk.label_R])

@@ -1,124 +1,204 @@
-"""Any sample of a shard set by its number, straight from its tar: one read through the set's store."""
+"""Any sample of a shard set by its number, straight from its tar: one read through the set's store.
+
+Legend: R some samples; N all samples of the reader.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_train.data.store.local import LocalStore
-from retrieval_train.data.store.store import Store
-from shards.manifest import Manifest, Sample, Shard, ShardError, key_hash, parse_sample, span_of
+from retrieval_train.data.store.store import Store, StoreError
+from shards.manifest import SIDECAR, Manifest, Sample, Shard, ShardError, key_hash, parse_sample, span_of, spans_of
 
-_MOST_OPEN = 4096  # sidecars
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 64 * 2**20  # of sidecars, kept in memory: 1.6 million samples
+
+
+class Row(NamedTuple):
+    """What the sidecar says of one sample."""
+
+    shard: Shard
+    at: int
+    """Row of the shard."""
+    entry: np.void
+    """SIDECAR."""
+    label: int
+    """The set's own class id, -1 for none."""
+    domain: int
+    """Position in the manifest's domains."""
 
 
 class Reader:
     """The samples of some shards of one set, numbered through in shard and tar order.
 
-    Safe to hand to worker processes, forked or spawned.
+    Safe to hand to worker processes, forked or spawned. Keeps no file open but what its store does: the sidecars that were
+    used last are in memory.
     """
 
     def __init__(self, manifest: Manifest, shards: Sequence[Shard], store: Store | None = None) -> None:
         self.manifest = manifest
         self.shards = tuple(shards)
         self.store: Store = store or LocalStore(manifest.folder)
-        self._opened: OrderedDict[int, NDArray[np.void]] = OrderedDict()
+        self._kept: OrderedDict[int, NDArray[np.void]] = OrderedDict()
+        self._kept_bytes = 0
         self._starts = np.cumsum([0, *(shard.samples for shard in shards)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_opened": OrderedDict()}
+        return {**self.__dict__, "_kept": OrderedDict(), "_kept_bytes": 0}
 
     @property
     def split(self) -> str:
         return self.shards[0].split if self.shards else "train"
 
-    def labels(self) -> NDArray[np.int64]:
-        """The set's own class id of every sample, -1 for none."""
+    def labels(self) -> NDArray[Any]:
+        """int32 (N,): the set's own class id of every sample, -1 for none."""
         return self._column("label")
 
-    def domains(self) -> NDArray[np.int64]:
-        """Position of every sample's domain in the manifest's domains."""
+    def domains(self) -> NDArray[Any]:
+        """uint16 (N,): position of every sample's domain in the manifest's domains."""
         return self._column("domain")
 
-    def groups(self) -> NDArray[np.int64]:
-        """Position of every sample's group in the manifest's groups, 0 for none."""
+    def groups(self) -> NDArray[Any]:
+        """uint32 (N,): position of every sample's group in the manifest's groups, 0 for none."""
         return self._column("group")
 
-    def read(self, number: int) -> Sample:
-        """Raises ShardError that names the tar when its bytes are not what the sidecar says."""
+    def row(self, number: int) -> Row:
+        """What is known of a sample without its tar. Raises ShardError where the sidecar is damaged, StoreError where it
+        cannot be had now."""
         which, at = self._where(number)
-        shard, row = self.shards[which], self._rows(which)[at]
-        start, num_bytes = span_of(row)
-        if not 0 < num_bytes <= shard.bytes - start:
+        entry = self._rows(which)[at]
+        return Row(self.shards[which], at, entry, int(entry["label"]), int(entry["domain"]))
+
+    def label(self, number: int) -> int:
+        """The set's own class id, -1 for none."""
+        return self.row(number).label
+
+    def read(self, number: int) -> Sample:
+        """Raises ShardError that names the tar when its bytes are not what the sidecar says, and StoreError when they
+        cannot be had now."""
+        return self.read_row(self.row(number))
+
+    def read_row(self, row: Row) -> Sample:
+        """See `read`."""
+        file, (start, num_bytes) = row.shard.file, span_of(row.entry)
+        if not 0 < num_bytes <= row.shard.bytes - start:
             raise ShardError(
-                f"{shard.file}: row {at} of its sidecar points to {num_bytes} bytes from byte {start} on, but the tar "
-                f"has {shard.bytes}; run `shards check` on the set"
+                f"{file}: row {row.at} of its sidecar points to {num_bytes} bytes from byte {start} on, but the tar "
+                f"has {row.shard.bytes}; run `shards check` on the set"
             )
-        return parse_sample(self.store.read(shard.file, start, num_bytes), row, shard.file)
+        return parse_sample(self.store.read(file, start, num_bytes), row.entry, file)
+
+    def check(self, row: Row, meta: Mapping[str, Any], *, is_labelled: bool) -> None:
+        """Raises ShardError where a sample's json is of another domain or, for labelled ones, another class than the
+        sidecar says."""
+        stated = [self.manifest.domains[row.domain]]
+        found = [meta.get("domain")]
+        if is_labelled and row.label >= 0:
+            classes = self.manifest.classes
+            stated += [classes.domains[row.label], classes.labels[row.label]]
+            found += [meta.get("domain"), meta.get("label", classes.labels[row.label])]
+        if stated != found:
+            raise ShardError(
+                f"{row.shard.file}: the json of row {row.at} says domain {meta.get('domain')!r} and label "
+                f"{meta.get('label')!r}, its sidecar {'/'.join(map(repr, stated[-2:]))}; run `shards check` on the set"
+            )
 
     def ahead(self, first: int, count: int) -> None:
-        """Samples [first, first + count) are needed soon: one request a shard, since neighbours lie side by side."""
+        """Samples [first, first + count) are needed soon: one request a shard, since neighbours lie side by side. What is
+        wrong, `read` will say."""
         last = min(first + count, len(self)) - 1
         while first <= last:
             which, at = self._where(first)
             end = min(int(self._starts[which + 1]) - 1, last)
-            rows = self._rows(which)
-            start = span_of(rows[at])[0]
-            stop = sum(span_of(rows[end - int(self._starts[which])]))
-            if stop > start:  # not where a row is damaged; `read` will say so
-                self.store.ahead(self.shards[which].file, start, stop - start)
+            self._ahead(which, np.array([at, end - int(self._starts[which])]), is_stretch=True)
             first = end + 1
+
+    def ahead_each(self, number_R: NDArray[np.int64]) -> None:
+        """These samples are needed soon: one request each. What is wrong, `read` will say."""
+        which_R = np.searchsorted(self._starts, number_R, side="right") - 1
+        for which in np.unique(which_R).tolist():
+            self._ahead(which, number_R[which_R == which] - self._starts[which], is_stretch=False)
 
     def place(self, number: int) -> tuple[Shard, int]:
         """Which tar holds a sample, and its row there."""
         which, at = self._where(number)
         return self.shards[which], at
 
-    def label(self, number: int) -> int:
-        """The set's own class id, -1 for none."""
-        which, at = self._where(number)
-        return int(self._rows(which)[at]["label"])
-
-    def domain(self, number: int) -> int:
-        """Position of a sample's domain in the manifest's domains."""
-        which, at = self._where(number)
-        return int(self._rows(which)[at]["domain"])
-
     def find(self, key: str) -> list[int]:
         """The samples with this key: none or one, or more where a set has a key twice."""
-        wanted = np.flatnonzero(self._column("key_hash", np.uint64) == key_hash(key))
-        return [number for number in wanted.tolist() if self.read(number).key == key]
-
-    def key_hash(self, number: int) -> int:
-        """Names a sample in 8 bytes, without reading its tar."""
-        which, at = self._where(number)
-        return int(self._rows(which)[at]["key_hash"])
+        wanted, found = key_hash(key), []
+        for which, start in enumerate(self._starts[:-1].tolist()):
+            found += (np.flatnonzero(self._open(which)["key_hash"] == wanted) + start).tolist()
+        return [number for number in found if self.read(number).key == key]
 
     def _where(self, number: int) -> tuple[int, int]:
         if not 0 <= number < len(self):
             raise IndexError(
                 f"{self.manifest.name}: no sample {number}; these {len(self.shards)} shards have {len(self)}"
             )
-        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        which = int(self._starts.searchsorted(number, side="right")) - 1
         return which, number - int(self._starts[which])
 
-    def _rows(self, which: int) -> NDArray[np.void]:
-        """The sidecar of a shard, memory-mapped; a kernel maps some ten thousand files at most, so the last used stay."""
-        if which in self._opened:
-            self._opened.move_to_end(which)
-            return self._opened[which]
-        if len(self._opened) >= _MOST_OPEN:
-            self._opened.popitem(last=False)
-        self._opened[which] = self.manifest.sidecar(self.shards[which])
-        return self._opened[which]
+    def _ahead(self, which: int, at_R: NDArray[np.int64], *, is_stretch: bool) -> None:
+        """Has these rows of a shard ready, each by itself or all from the first to the last."""
+        file = self.shards[which].file
+        try:
+            rows_R = self._rows(which)[at_R]
+        except ShardError as error:
+            log.debug("%s: cannot be read ahead: %s", file, error)
+            return
+        start_R, stop_R = spans_of(rows_R)
+        spans = zip(start_R.tolist(), stop_R.tolist(), strict=True)
+        for start, stop in [(int(start_R[0]), int(stop_R[-1]))] if is_stretch else spans:
+            if start < stop <= self.shards[which].bytes:  # not where a row is damaged
+                self.store.ahead(file, start, stop - start)
 
-    def _column(self, name: str, dtype: type = np.int64) -> NDArray[Any]:
-        parts: list[NDArray[Any]] = [self._rows(which)[name].astype(dtype) for which in range(len(self.shards))]
-        return np.concatenate(parts) if parts else np.empty(0, dtype)
+    def _rows(self, which: int) -> NDArray[np.void]:
+        """The sidecar of a shard, in memory: mapped files would take a file descriptor each."""
+        rows = self._kept.get(which)
+        if rows is not None:
+            self._kept.move_to_end(which)
+            return rows
+        rows = np.frombuffer(self._open(which).tobytes(), SIDECAR)  # numpy would copy field by field
+        self._kept[which] = rows
+        self._kept_bytes += rows.nbytes
+        while self._kept_bytes > MOST_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return rows
+
+    def _open(self, which: int) -> NDArray[np.void]:
+        """The sidecar of a shard, mapped while it is looked at."""
+        shard = self.shards[which]
+        try:
+            rows: NDArray[np.void] = self.manifest.sidecar(shard)
+        except ShardError as error:
+            if isinstance(error.__cause__, OSError):  # a file that is not there, or may not be read, or not now
+                raise StoreError(str(error)) from error
+            raise
+        classes = self.manifest.__dict__.get("classes")  # where they have been read
+        label_N, domain_N = rows["label"], rows["domain"]
+        is_known = classes is None or label_N.max(initial=-1) < len(classes)
+        if not is_known or label_N.min(initial=-1) < -1 or domain_N.max(initial=0) >= len(self.manifest.domains):
+            raise ShardError(
+                f"{shard.sidecar}: class ids from {label_N.min()} to {label_N.max()} and domains up to {domain_N.max()}, "
+                f"but the set has {len(self.manifest.classes)} classes and {len(self.manifest.domains)} domains; the set "
+                "is damaged, make it again"
+            )
+        return rows
+
+    def _column(self, name: str) -> NDArray[Any]:
+        column_N = np.empty(len(self), SIDECAR[name])
+        for which, start in enumerate(self._starts[:-1].tolist()):
+            column_N[start : start + self.shards[which].samples] = self._open(which)[name]
+        return column_N

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_UNUSED = 3  # references to memory that only its list, a loop over it and the count itself have; a tensor is one more
+
 
 class Ring:
     """`slots` chunks of up to `rows` images of `image_px` pixels, in `views` views each."""
@@ -33,17 +35,19 @@ class Ring:
 
 
 class Buffers:
-    """Memory for batches, given out again when no tensor uses it any more: fresh pages cost as much as a resize does."""
+    """Memory for batches, given out again once no tensor is left of it: fresh pages cost as much as copying the images."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
         self._memory: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """uint8, with whatever it held before."""
-        for memory in self._memory:
-            # held by the list, the loop and the call; a tensor made of it would be one more
-            if memory.shape == shape and sys.getrefcount(memory) == 3:
-                return torch.from_numpy(memory)
+        """uint8, with whatever it held before. Page-locked memory is torch's own, which also gives it out again."""
+        if self._pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self._memory = [memory for memory in self._memory if memory.shape == shape]
-        self._memory.append(np.empty(shape, np.uint8))
-        return torch.from_numpy(self._memory[-1])
+        free = next((memory for memory in self._memory if sys.getrefcount(memory) == _UNUSED), None)
+        if free is None:
+            free = np.empty(shape, np.uint8)
+            self._memory.append(free)
+        return torch.from_numpy(free)

@@ -21,9 +21,10 @@ from retrieval_train.data.labels import Labels
 from retrieval_train.data.looks import Looks
 from retrieval_train.data.order.order import Order
 from retrieval_train.data.order.permutation import Int, Word
-from retrieval_train.data.reader import Reader
+from retrieval_train.data.reader import Reader, Row
 from retrieval_train.data.ring import Ring
-from shards.manifest import ShardError
+from retrieval_train.data.store.store import StoreError
+from shards.manifest import Sample, ShardError
 
 MOST_ATTEMPTS = 16  # samples tried for one row: that many bad ones in a row are no accident
 
@@ -125,13 +126,23 @@ class Worker:
     def __getitem__(self, task: Task) -> Chunk | Exception:
         stream = self.streams[task.stream]
         try:
-            for place, number, first, count in task.ahead:
-                self.streams[place].readers[number].ahead(first, count)
+            self._ahead(task)
             rows = Rows(task, stream, images_of(self.ring, task, stream))
             self._fill(rows, task, stream)
             return rows.chunk()
         except (ValueError, OSError) as error:  # handed over as it is: torch would wrap the traceback into its words
             return error
+
+    def _ahead(self, task: Task) -> None:
+        single: dict[Reader, list[int]] = {}
+        for place, number, first, count in task.ahead:
+            reader = self.streams[place].readers[number]
+            if count == 1:
+                single.setdefault(reader, []).append(first)
+            else:
+                reader.ahead(first, count)
+        for reader, numbers in single.items():
+            reader.ahead_each(np.array(numbers))
 
     def _fill(self, rows: Rows, task: Task, stream: Stream) -> None:
         places = zip(
@@ -142,10 +153,14 @@ class Worker:
                 try:
                     self._add(rows, task, stream, number, sample, seed)
                     break
+                except StoreError:  # another run would read it: which samples are trained on depends on no such thing
+                    raise
                 except ValueError as error:
                     reader = stream.readers[number]
                     shard, place = reader.place(sample)
-                    rows.bad.append(Bad(task.step, row, reader.manifest.name, shard.file, place, str(error)))
+                    rows.bad.append(
+                        Bad(task.step, row, reader.manifest.name, shard.file, place, str(error), task.stream)
+                    )
                     number, sample = stream.order.substitute(task.step, row, attempt)
             else:
                 last = rows.bad[-1]
@@ -155,18 +170,19 @@ class Worker:
                 )
 
     def _add(self, rows: Rows, task: Task, stream: Stream, number: int, sample: int, seed: int) -> None:
-        """Raises ValueError where the sample cannot be read or decoded."""
+        """Raises ValueError where the sample is damaged or does not decode, StoreError where it cannot be had now."""
         reader, labels = stream.readers[number], stream.labels
-        domain = int(labels.joint_domain_of[number][reader.domain(sample)])
-        label = int(labels.joint(number, np.array([reader.label(sample)]))[0]) if stream.is_labelled else -1
         started = time.perf_counter()
+        known = reader.row(sample)
+        domain = int(labels.joint_domain_of[number][known.domain])
+        label = int(labels.joint_of[number][known.label]) if stream.is_labelled and known.label >= 0 else -1
         cache = stream.caches[number] if stream.caches else None
         if cache is not None and (kept := cache.get(sample)) is not None:
-            key = reader.read(sample).key if stream.keeps_keys else ""
+            key = read_sample(reader, known, stream).key if stream.keeps_keys else ""
             image_CHW = torch.from_numpy(kept.copy()).permute(2, 0, 1)
             rows.read_s += time.perf_counter() - started
             return rows.add(key, image_CHW, label=label, domain=domain)
-        read = reader.read(sample)
+        read = read_sample(reader, known, stream)
         between = time.perf_counter()
         min_side: MinSide = stream.looks.min_side(stream.cache_px)
         if cache is None:
@@ -177,6 +193,13 @@ class Worker:
         rows.read_s += between - started
         rows.decode_s += time.perf_counter() - between
         return rows.add(read.key, image_CHW, label=label, domain=domain)
+
+
+def read_sample(reader: Reader, known: Row, stream: Stream) -> Sample:
+    """The sample of this row; ShardError where its json and its sidecar disagree on what is trained on."""
+    sample = reader.read_row(known)
+    reader.check(known, sample.meta, is_labelled=stream.is_labelled)
+    return sample
 
 
 def images_of(ring: Ring, one: Task | Chunk, stream: Stream) -> Tensor:

@@ -1,6 +1,7 @@
 """A checkpoint is a folder of safetensors and JSON; reading one never runs code.
 
     model.safetensors           trained tensors, whole, float32
+    buffers.safetensors         the embedder's persistent buffers: batch norm's running statistics and the like
     optimizer-<k>.safetensors   <tensor>.exp_avg and .exp_avg_sq, whole; any number of parts
     centres-<k>.safetensors     centre, exp_avg, exp_avg_sq: rows x K x D
     classes-<k>.txt             the classes of those rows, `domain/label`, a line each
@@ -13,19 +14,27 @@ Any number of parts in any order: 8 ranks write what 3 ranks read.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrieval_train.rundir import read_json, read_names, write_json
 
+if TYPE_CHECKING:
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
+
+_BUFFERS = "buffers.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -39,6 +48,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with path.open("rb") as file:  # a checkpoint that is named must be on the disk
         os.fsync(file.fileno())
+
+
+def write_buffers(folder: Path, embedder: nn.Module, world: World) -> None:
+    """One file for all ranks, written by the first. Collective.
+
+    Batch norm is not synced: each rank's normalises by, and keeps statistics of, its own rows. So floating-point buffers
+    are averaged over the ranks; others (counts, indices) are the first rank's. A running mean is linear in what it
+    averages: ranks that all go on from the mean end with the mean that they would have had anyway, but for rounding.
+    """
+    whole = {}
+    for name, buffer in persistent_buffers(embedder).items():
+        if buffer.is_floating_point():
+            # float64: W equal float32 add up and divide exactly, so constants stay what they are
+            whole[name] = (world.sum(buffer.detach().double()) / world.size).to(buffer.dtype)
+        else:
+            whole[name] = buffer.detach()
+    if world.rank == 0:
+        write_tensors(folder / _BUFFERS, whole)
 
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:
@@ -85,6 +112,31 @@ class Tensors:
         return set(self._file_of)
 
 
+def read_buffers(folder: Path, embedder: nn.Module) -> None:
+    """Put the buffers into the embedder. Raises CheckpointError when they are another model's."""
+    mine = persistent_buffers(embedder)
+    if not (folder / _BUFFERS).is_file():
+        if mine:
+            log.warning(
+                "%s was written before checkpoints kept buffers: the model's %d (batch norm's running statistics and the "
+                "like) stay as they were before training",
+                folder,
+                len(mine),
+            )
+        return
+    stored = Tensors(folder, _BUFFERS)
+    check_names(folder, stored.names(), set(mine), kind="buffers")
+    with torch.no_grad():
+        for name, buffer in mine.items():
+            buffer.copy_(stored[name])
+
+
+def persistent_buffers(embedder: nn.Module) -> dict[str, Tensor]:
+    """What a module keeps in its state beside its parameters."""
+    kept = embedder.state_dict().keys()
+    return {name: buffer for name, buffer in embedder.named_buffers() if name in kept}
+
+
 def read_centres(folder: Path, wanted: list[str]) -> dict[str, dict[str, Tensor]]:
     """{"centre": {class: (K, D)}, "exp_avg": ..., "exp_avg_sq": ...} of the wanted classes that the parts have."""
     wanted_set = set(wanted)
@@ -124,10 +176,10 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
-    """Raises CheckpointError when a checkpoint's trained tensors are not those of this model."""
+def check_names(folder: Path, stored: set[str], wanted: set[str], *, kind: str = "trained tensors") -> None:
+    """Raises CheckpointError when a checkpoint's tensors are not those of this model."""
     if stored != wanted:
         lacks, more = sorted(wanted - stored), sorted(stored - wanted)
         told = [f"it lacks {len(lacks)} ({lacks[0]} ...)"] if lacks else []
         told += [f"it has {len(more)} more ({more[0]} ...)"] if more else []
-        raise CheckpointError(f"{folder} is of another model: of its trained tensors {' and '.join(told)}")
+        raise CheckpointError(f"{folder} is of another model: of its {kind} {' and '.join(told)}")

@@ -36,6 +36,8 @@ class Report:
     step_s: float
     wait_s: float
     """How long this rank waited for its rows."""
+    image_px: int
+    """Side of the images."""
     loss_of_domain: dict[str, float] = field(default_factory=dict)
     """The mean loss of every domain that had rows."""
 
@@ -43,7 +45,8 @@ class Report:
     def of(cls, micro_batches: Sequence[Batch], **figures: Any) -> Report:
         """The figures of a step over these micro-batches, which know its rows and the wait for them."""
         images = sum(sum(batch.counts) for batch in micro_batches)
-        return cls(images=images, wait_s=sum(batch.wait_s for batch in micro_batches), **figures)
+        wait_s, image_px = sum(batch.wait_s for batch in micro_batches), micro_batches[0].image_NCHW.shape[-1]
+        return cls(images=images, wait_s=wait_s, image_px=image_px, **figures)
 
 
 class NotFinite(Exception):

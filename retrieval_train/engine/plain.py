@@ -93,6 +93,7 @@ class Plain:
             }
             checkpoint.write_tensors(folder / "model.safetensors", self.trained_weights())
             checkpoint.write_tensors(folder / "optimizer-00000.safetensors", moments)
+        checkpoint.write_buffers(folder, self._learner.embedder, self._world)
         self._centres.save(folder)
         self._world.barrier()
         if self._world.rank == 0:
@@ -112,6 +113,7 @@ class Plain:
             parameter.data.copy_(weights[name])
             kept = {kind: moments[f"{name}.{kind}"].to(parameter) for kind in MOMENTS}
             self._optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **kept}
+        checkpoint.read_buffers(folder, self._learner.embedder)
         self._centres.load(folder, updates=state["step"])
         self.step = state["step"]
         extra: dict[str, Any] = state["extra"]

@@ -37,21 +37,28 @@ RANKS_EVERY = 10  # steps between two looks at all ranks
 
 
 class Track:
-    """Every step's figures for the tracker; now and then those of all ranks, which `agree` gives (a collective)."""
+    """Every step's figures for the tracker; now and then, and after the last of `num_steps`, those of all ranks.
 
-    def __init__(self, tracker: Tracker, *, epoch_steps: int, agree: Callable[[], dict[str, float]]) -> None:
-        self._tracker, self._epoch_steps, self._agree = tracker, epoch_steps, agree
+    `agree` gives them (a collective).
+    """
+
+    def __init__(
+        self, tracker: Tracker, *, epoch_steps: int, num_steps: int, agree: Callable[[], dict[str, float]]
+    ) -> None:
+        self._tracker, self._epoch_steps, self._num_steps, self._agree = tracker, epoch_steps, num_steps, agree
         self._last = time.perf_counter()
 
     def after(self, report: Report) -> None:
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
-        of_ranks = self._agree() if report.step % RANKS_EVERY == 0 else {}
+        is_due = report.step % RANKS_EVERY == 0 or report.step == self._num_steps
+        of_ranks = self._agree() if is_due else {}
         self._tracker.write(
             report.step,
             {
                 "epoch": round(report.step / self._epoch_steps, 4),
                 "images": report.step * report.images,
+                "image_px": report.image_px,
                 "loss": report.loss,
                 "lr": report.lr,
                 "grad_norm": report.grad_norm,

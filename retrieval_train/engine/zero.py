@@ -185,6 +185,7 @@ class Zero:
                 if index % self._world.size == self._world.rank:
                     mine[f"{name}.{kind}"] = whole.cpu()
         checkpoint.write_tensors(folder / f"optimizer-{self._world.rank:05d}.safetensors", mine)
+        checkpoint.write_buffers(folder, self._learner.embedder, self._world)
         self._centres.save(folder)
         self._world.barrier()
         if self._world.rank == 0:
@@ -204,6 +205,7 @@ class Zero:
             self._put(parameter, weights[name].to(self._world.device))
             for kind in MOMENTS:
                 self._put_moment(parameter, kind, moments[f"{name}.{kind}"].to(self._world.device))
+        checkpoint.read_buffers(folder, self._learner.embedder)
         self._centres.load(folder, updates=state["step"])
         self.step = state["step"]
         extra: dict[str, Any] = state["extra"]

@@ -64,14 +64,18 @@ def check_alive(embedder: Embedder, *, image_px: int) -> None:
     """One tiny forward and backward: every trainable tensor must get a gradient.
 
     A layer that its model calls in another way than `layer(x)` (a fused product, a functional call) leaves its adapter
-    without one, and it would never learn. Raises ValueError that names the dead tensors.
+    without one, and it would never learn. Raises ValueError that names the dead tensors. Leaves the embedder as it was:
+    batch norm's running statistics, which the forward moves, are put back.
     """
     import torch
 
     device = next(embedder.parameters()).device
     image = torch.randint(0, 255, (2, 3, image_px, image_px), dtype=torch.uint8, device=device)
+    before = {name: buffer.clone() for name, buffer in embedder.named_buffers()}
     with torch.random.fork_rng():
         embedder(image).square().sum().backward()
+    for name, value in before.items():
+        embedder.get_buffer(name).copy_(value)
     dead = [name for name, p in embedder.named_parameters() if p.requires_grad and p.grad is None]
     embedder.zero_grad(set_to_none=True)
     if dead:

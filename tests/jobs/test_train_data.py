@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,18 @@ import yaml
 from torch import Tensor
 
 from jobs import job
+from launcher import status
 from retrieval_train.config import ConfigError
 from retrieval_train.data.config import DataConfig
 from retrieval_train.data.intake import Intake
 from retrieval_train.data.loader import build_loader
 from retrieval_train.data.reader import Reader
 from retrieval_train.engine.engine import Report
-from retrieval_train.engine.watchers import Track
+from retrieval_train.engine.stop import Stop
+from retrieval_train.engine.watchers import Checkpoint, Track
 from retrieval_train.models import exported
 from retrieval_train.models.embedder import Embedder
-from retrieval_train.rundir import RunDir, read_json
+from retrieval_train.rundir import RunDir, read_json, write_json
 from retrieval_train.tracking import Config as Tracking
 from retrieval_train.tracking import open_tracker
 from retrieval_train.world import World
@@ -59,13 +63,17 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a run of one rank in this process changes is put back."""
     threads = torch.get_num_threads()
+    one_rank(monkeypatch)
+    yield
+    torch.set_num_threads(threads)
+
+
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(root: Path, sets: Path, **more: Any) -> dict[str, Any]:
@@ -145,6 +153,7 @@ def test_the_image_size_changes_and_a_run_goes_on_exactly_in_either_stretch(
         checkpoint={"every_steps": 2, "keep": 9},
     )
     assert sides[1:] == [16] * 4 + [32] * 4, "the first one is the check of the adapters"
+    assert [line["image_px"] for line in metrics(run)] == [16] * 4 + [32] * 4
     whole, vectors = losses(run), exported.load(run.export)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     for step in (2, 6):
         sides.clear()
@@ -275,7 +284,71 @@ def test_orders_by_groups_and_classes_train(
     assert reported == [{name.partition("/")[0] for name in classes} for classes in steps], "domains that had rows"
 
 
+# --- what a run has seen
+
+
+def test_what_was_seen_is_told_from_anywhere_and_not_for_a_set_that_changed(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(sets, tmp_path / "work/sets")
+    data = {"order": {"name": "mixed", "by": "domain", "share": "loss", "every": 128}, "cache_gb": 0.001}
+    run = trained(
+        tmp_path,
+        tmp_path / "work/sets",
+        data=data,
+        length={"steps": 140},
+        checkpoint={"every_steps": 100, "keep": 9},
+    )
+    values = config(tmp_path, Path("sets"), data=data | {"store": {"scratch": "$NO_SUCH_VARIABLE"}})
+    run.config.write_text(yaml.safe_dump(values))
+    write_json(run.plan, {"cwd": str(tmp_path / "work")})
+    keys, lines = keys_of(run), run.metrics.read_text().splitlines(keepends=True)
+    monkeypatch.chdir(tmp_path)
+    assert status.main(["seen", str(run.path), "--step", "140"]) == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == keys[139]
+    shutil.rmtree(run.checkpoints)  # as if none had been saved yet: the shares from step 129 on are not known
+    assert status.main(["seen", str(run.path), "--step", "128"]) == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == keys[127]
+    assert status.main(["seen", str(run.path), "--step", "129"]) == 2
+    told = capsys.readouterr().err
+    assert "has done 140 steps" in told and "can tell of steps 1 to 128" in told and len(lines) == 140
+    manifest = tmp_path / "work/sets/more/manifest.json"
+    values = json.loads(manifest.read_text())
+    values["shards"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(values))
+    assert status.main(["seen", str(run.path), "--step", "1"]) == 2
+    assert "the shard set more is not what it was when one began" in capsys.readouterr().err
+
+
 # --- what ends a run
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_run_that_must_stop_saves_before_it_waits_for_its_data_workers(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    workers: list[int] = []
+    save, asked = Checkpoint.save, count()
+    monkeypatch.setattr(Stop, "agreed", lambda stop: "time" if next(asked) == steps else None)
+
+    def noted(checkpoints: Checkpoint) -> Path:
+        workers.append(len(multiprocessing.active_children()))
+        return save(checkpoints)
+
+    monkeypatch.setattr(Checkpoint, "save", noted)
+    with pytest.raises(job.Preempted, match=f"time at step {steps}" + ("; saved" if steps else "$")):
+        trained(tmp_path, sets, data={"workers": 2})
+    assert workers == ([2] if steps else []) and not multiprocessing.active_children()
+    run = RunDir(tmp_path / "runs/one")
+    if steps:
+        saved = read_json(run.checkpoint(2) / "state.json")["extra"]["intake"]
+        assert saved == {"rows": 24, "bad": 0, "bad_of": {}}, "the step that was drawn is done again"
+    monkeypatch.undo()
+    one_rank(monkeypatch)
+    job.start(run.path)
+    assert run.state == "done" and [len(keys) for keys in keys_of(run)] == [12] * 4
+    extra = read_json(run.checkpoint(4) / "state.json")["extra"]
+    assert extra["intake"] == {"rows": 48, "bad": 0, "bad_of": {}}
 
 
 def test_a_set_that_changed_since_the_run_began_is_told_before_a_step(sets: Path, tmp_path: Path) -> None:
@@ -358,7 +431,7 @@ def workers_of(run: Path) -> list[int]:
 
 
 def slow_second_rank(world: World, sets: Path, folder: Path) -> list[dict[str, Any]]:
-    """The metrics of 10 steps in which every read of rank 1 takes 20 ms."""
+    """The metrics of 12 steps in which every read of rank 1 takes 20 ms."""
     data = DataConfig(mixture={"shapes": 1.0}, batch=12, workers=1)
     loader = build_loader(data, sets, world, image_px=16, accumulate=1, seed=0)
     if world.rank == 1:
@@ -373,8 +446,8 @@ def slow_second_rank(world: World, sets: Path, folder: Path) -> list[dict[str, A
     intake = Intake(world, bad_file=run.bad / f"{world.rank}.jsonl", ledger_file=None, max_bad_fraction=0.0)
     off = Tracking.model_validate({"wandb": {"mode": "disabled"}})
     tracker = open_tracker(off, run, is_first=world.rank == 0, values={})
-    track = Track(tracker, epoch_steps=loader.epoch_steps, agree=intake.agree)
-    with contextlib.closing(loader.draws(0, 10)) as draws:
+    track = Track(tracker, epoch_steps=loader.epoch_steps, num_steps=12, agree=intake.agree)
+    with contextlib.closing(loader.draws(0, 12)) as draws:
         for step, micro_batches in enumerate(intake.watched(draws, first=0), start=1):
             world.barrier()  # as the gradients do
             track.after(Report.of(micro_batches, step=step, loss=1.0, lr=0.1, grad_norm=1.0, step_s=0.01))
@@ -384,9 +457,10 @@ def slow_second_rank(world: World, sets: Path, folder: Path) -> list[dict[str, A
 
 def test_a_slow_rank_is_named_in_the_metrics(sets: Path, tmp_path: Path) -> None:
     lines, _ = run_ranks(slow_second_rank, 2, sets, tmp_path)
-    [told] = [line for line in lines if "data_wait_max_rank" in line]
-    assert told["step"] == 10 and told["data_wait_max_rank"] == 1
-    own = sum(line["data_wait_s"] for line in lines) / 10
+    told, last = [line for line in lines if "data_wait_max_rank" in line]
+    assert (told["step"], last["step"]) == (10, 12), "the figures of the last two steps are told too"
+    assert told["data_wait_max_rank"] == 1
+    own = sum(line["data_wait_s"] for line in lines[:10]) / 10
     assert own < 0.06 < 0.1 < told["data_wait_max_s"], "rank 0 waits for rank 1 in its collectives, not for data"
     assert told["data_wait_mean_s"] == pytest.approx((own + told["data_wait_max_s"]) / 2, abs=0.001)
     assert told["data_read_core_s"] > 6 * 0.02, "seconds a step over all ranks"

@@ -103,3 +103,26 @@ def test_the_log_of_an_earlier_start_is_not_taken_for_this_ones(tmp_path: Path) 
     assert watch.log_of(run, 0) is None
     (run.scheduler / "17_0_log.err").write_text("cannot import\n")
     assert watch.log_of(run, 0) == run.scheduler / "17_0_log.err"
+
+
+@pytest.mark.parametrize(
+    ("error", "shows_log"),
+    [
+        ("data.order.pk: there are too few classes", False),
+        ("backbone.model: no such model", False),
+        ("TypeError: no number", True),
+        ("rank 1 died of signal 9", True),
+    ],
+)
+def test_only_what_no_user_can_act_on_is_told_with_the_log(tmp_path: Path, error: str, shows_log: bool) -> None:
+    run = make_run(tmp_path, "a-12345678", "failed", error=f"{error}\n(rank 0; x)\n")
+    run.logs.mkdir()
+    run.log(0).write_text("Traceback of it\n")
+    told = watch.failure(run)
+    assert error in told and ("Traceback of it" in told) == shows_log
+
+
+def test_what_a_run_made_is_listed_with_its_report_for_a_terminal(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a-12345678", "done")
+    run.text.write_text("a table\n")
+    assert watch.results(run) == f"\n  text     {run.path}/report.txt"

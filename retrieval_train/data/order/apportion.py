@@ -3,6 +3,8 @@
 Slot k belongs to whichever party's next slot is due first, when party p takes its j-th slot at time (j + 1/2) / quota_p
 (Webster's method, also Sainte-Laguë's): a party's part of any prefix is its share to about one slot. Any slot is found
 without those before it: the cost is the number of parties, whatever the place.
+
+Legend: P parties, T moments, K slots that may lie in the asked stretch.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrieval_train.data.order.permutation import Int
+
+_MOMENTS = 33  # tried at once to find when a slot is due
+_SLACK = 1e-3  # of a slot: more than float64 is off by, up to 1e12 slots
 
 
 def slots(quotas: Int, start: int, stop: int) -> tuple[Int, Int]:
@@ -24,7 +29,7 @@ def slots(quotas: Int, start: int, stop: int) -> tuple[Int, Int]:
 def counted(quotas: Int, stop: int) -> Int:
     """How many of the first `stop` slots each party has, (P,)."""
     party_K, _, first = _candidates(quotas, stop, stop)
-    before = _lowest(quotas, stop)
+    before, _ = _around(quotas, stop)
     before += np.bincount(party_K[: stop - first], minlength=len(quotas))
     return before
 
@@ -42,22 +47,24 @@ def largest_remainders(total: int, weights: Sequence[float] | Int) -> Int:
     return np.array(parts, np.int64)
 
 
-def _lowest(quotas: Int, start: int) -> Int:
-    """A number of each party's slots that surely lie before slot `start`.
+def _around(quotas: Int, slot: int) -> tuple[Int, Int]:
+    """How many slots of each party surely lie before slot `slot`, and how many at most, both (P,).
 
-    Before slot k party p has k quota_p / total slots, at most P/2 + 1 more or less; float64 is exact enough up to 1e15.
+    Up to time t party p has had floor(quota_p t + 1/2) slots, so slot k is due at t = k / total, give or take P / 2 slots.
+    Of some moments in this range the two next to the slot are taken.
     """
-    total = max(int(quotas.sum()), 1)
-    low = np.floor(start / total * quotas.astype(np.float64)).astype(np.int64) - len(quotas) - 1
-    return np.clip(low, 0, quotas)
+    reach = 0.51 * len(quotas) + 1
+    time_T = (slot + np.linspace(-reach, reach, _MOMENTS)) / max(int(quotas.sum()), 1)
+    had_TP = time_T[:, None] * quotas + 0.5
+    few_TP, many_TP = (np.clip(np.floor(had_TP + slack), 0, quotas).astype(np.int64) for slack in (-_SLACK, _SLACK))
+    before = np.flatnonzero(many_TP.sum(1) <= slot)[-1]
+    after = np.flatnonzero(few_TP.sum(1) >= slot)[0]
+    return few_TP[before], many_TP[after]
 
 
 def _candidates(quotas: Int, start: int, stop: int) -> tuple[Int, Int, int]:
     """Party and number of consecutive slots that hold [start, stop), and the slot at which they begin."""
-    total = max(int(quotas.sum()), 1)
-    low = _lowest(quotas, start)
-    high = np.ceil(stop / total * quotas.astype(np.float64)).astype(np.int64) + len(quotas) + 1
-    high = np.minimum(high, quotas)
+    (low, _), (_, high) = _around(quotas, start), _around(quotas, stop)
     party_K = np.repeat(np.arange(len(quotas)), high - low)
     own_K = np.arange(len(party_K)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[party_K]
     # a comparison of (2j + 1) / (2 quota); long double keeps 64 bits, enough to tell slots of 1e9 samples apart

@@ -83,17 +83,9 @@ class Balanced(ClassOrder):
         self._slots = int(self._ends_C[-1])
         self.epoch_steps = self._slots // self.batch
 
-    def substitute(self, step: int, row: int, attempt: int) -> tuple[int, int]:
-        """Another image of the same class: first those that the batch does not have. After the last, an image of the class
-        of any slot: a class of one image must not end the run when that one is bad."""
-        class_R, _ = self.picked(step, np.array([row]))
-        if attempt < int(self.index.counts_C[class_R[0]]) - 1:
-            return super().substitute(step, row, attempt)
-        drawn = mixed(self.seed, 33, step, row, attempt)
-        one = np.searchsorted(self._ends_C, [drawn % self._slots], side="right")
-        image = np.array([mixed(drawn) % int(self.index.counts_C[one[0]])])
-        set_R, sample_R = self.index.samples(one, image)
-        return int(set_R[0]), int(sample_R[0])
+    def drawn_class(self, number: int) -> int:
+        """By what the classes are due."""
+        return int(np.searchsorted(self._ends_C, number % self._slots, side="right"))
 
     def picked(self, step: int, row_R: Int) -> tuple[Int, Int]:
         epoch, at = divmod(step, self.epoch_steps)

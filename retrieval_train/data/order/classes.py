@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shards.manifest import Manifest
 
 SHOWN = 5  # classes named in a message
+OTHER_DRAWS = 1000  # for a class that is not the same one
 
 NO_GROUPS = "no image has a group; make the sets with groups, or say group_by: domain"
 NO_CLASSES = "no sample with a label is left to train on; give the sets of data.mixture weights above 0"
@@ -112,8 +113,13 @@ class ClassOrder(Order):
     def rows(self, step: int, row_R: Int) -> tuple[Int, Int]:
         return self.index.samples(*self.picked(step, row_R))
 
+    @abstractmethod
+    def drawn_class(self, number: int) -> int:
+        """One of the classes that are dealt, by a random number."""
+
     def substitute(self, step: int, row: int, attempt: int) -> tuple[int, int]:
-        """Another image of the same class: first those that the batch does not have. Raises ValueError after the last."""
+        """Another image of the same class: first those that the batch does not have. After the last, images of other
+        classes: a class of one image must not end the run when that one is bad."""
         class_B, image_B = self.picked(step, np.arange(self.batch))
         one = int(class_B[row])
         of_class = np.flatnonzero(class_B == one)
@@ -127,12 +133,20 @@ class ClassOrder(Order):
             key=mixed(self.seed, 41, step, one),
         )
         if image < 0:
-            raise ValueError(
-                f"class '{self.names[one]}': none of its images can be read ({self.index.counts_C[one]} in all); "
-                "run `shards check` on its set, and make the set again without them"
-            )
+            one, image = self._of_another_class(one, mixed(self.seed, 33, step, row, attempt))
         set_R, sample_R = self.index.samples(np.array([one]), np.array([image]))
         return int(set_R[0]), int(sample_R[0])
+
+    def _of_another_class(self, one: int, key: int) -> tuple[int, int]:
+        for turn in range(OTHER_DRAWS):
+            number = mixed(key, turn)
+            other = self.drawn_class(number)
+            if other != one:
+                return other, mixed(number) % int(self.index.counts_C[other])
+        raise ValueError(
+            f"class '{self.names[one]}': none of its images can be read ({self.index.counts_C[one]} in all), and hardly "
+            "another class is dealt; run `shards check` on its set, and make the set again without them"
+        )
 
 
 @dataclass(frozen=True, eq=False)

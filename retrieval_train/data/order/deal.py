@@ -7,6 +7,8 @@ Rows are cut into *streams*, fixed ranges of rows, and each pool into a range of
 stream's rows reads only its places. Streams see the pools in the same proportions, at different moments.
 
 Every place of a pool is dealt once. Nothing but a few numbers for each pool and stream is stored.
+
+Legend: R some rows of a batch, P pools of a component.
 """
 
 from __future__ import annotations
@@ -24,18 +26,29 @@ MIN_CUT = 64  # places for each stream below which a pool is not cut
 
 
 class Places(NamedTuple):
-    """Some rows' places in one range of one pool."""
+    """Each row's place in a range of a pool, all (R,)."""
 
-    at: Int
-    """Which of the rows that were asked for."""
-    pool: int
-    first: int
+    pool: Int
+    first: Int
     """The range: samples [first, first + size) of the pool ..."""
-    size: int
-    quota: int
+    size: Int
+    quota: Int
     """... of which this dealing takes so many ..."""
     place: Int
     """... in this order: 0 to quota - 1."""
+    parts: Int
+    """Ranges of the pool; 1 where all streams share it."""
+
+
+class Ranges(NamedTuple):
+    """The ranges of a stream in the pools of a component, all (P,)."""
+
+    first: Int
+    size: Int
+    quota: Int
+    begin: Int
+    """The pool's row with which the range's places begin ..."""
+    parts: Int
 
 
 class Region(NamedTuple):
@@ -63,6 +76,8 @@ class Deal:
     """Equal parts of a batch that hold one component each."""
     streams: int = 1
     """Parts of a batch that read their own ranges; with several groups, the groups."""
+    cut: bool = True
+    """Whether they do; else all read the whole pools."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,9 +107,9 @@ class Deal:
         members = [np.flatnonzero(component == number) for number in range(len(self._component_rows))]
         return [(pools, quotas[pools]) for pools in members]
 
-    def places(self, step: int, row_R: Int) -> list[Places]:
-        """Where the rows of batch `step` (of this dealing) are taken from; together every row once."""
-        found = []
+    def places(self, step: int, row_R: Int) -> Places:
+        """Where the rows of batch `step` (of this dealing) are taken from."""
+        found = Places(*(np.empty(len(row_R), np.int64) for _ in Places._fields))
         group_R = row_R // self.group_rows
         for group in np.unique(group_R).tolist():
             component, turn = self._component(step, group)
@@ -102,10 +117,15 @@ class Deal:
             stream_R = self._stream(inside_R) if self.groups == 1 else group_R
             for stream in np.unique(stream_R[group_R == group]).tolist():
                 at = np.flatnonzero((group_R == group) & (stream_R == stream))
-                region, _ = self._known(component, stream)
+                region, ranges = self._known(component, stream)
                 walked = self._walked(component, stream, turn, inside_R[at])
                 number = region.start + (walked + region.turn) % region.length
-                found += self._pieces(component, stream, at, number)
+                member_K, own_K = self._apportioned(component, number)
+                first, size, quota, begin, parts = (of_P[member_K] for of_P in ranges)
+                place = np.where(parts > 1, (own_K - begin) % quota, own_K)
+                mine = self._pools[component][0][member_K], first, size, quota, place, parts
+                for of_all, of_mine in zip(found, mine, strict=True):
+                    of_all[at] = of_mine
         return found
 
     # --- components and streams
@@ -130,18 +150,31 @@ class Deal:
         return ((row_R + 1) * self.streams - 1) // self.batch
 
     @cached_property
-    def _kept(self) -> dict[tuple[int, int], tuple[Region, tuple[Int, Int, Int]]]:
+    def _kept(self) -> dict[tuple[int, int], tuple[Region, Ranges]]:
         """By component and stream."""
         return {}
 
-    def _known(self, component: int, stream: int) -> tuple[Region, tuple[Int, Int, Int]]:
-        """The region, and how much of each of the component's pools comes before it, before its turn, before its end."""
+    def _known(self, component: int, stream: int) -> tuple[Region, Ranges]:
         if (component, stream) not in self._kept:
-            region, quotas = self._region(component, stream), self._pools[component][1]
-            places = (region.start, region.start + region.turn, region.start + region.length)
-            first, turned, last = (counted(quotas, place) for place in places)
-            self._kept[component, stream] = region, (first, turned, last)
+            region = self._region(component, stream)
+            self._kept[component, stream] = region, self._ranges(component, region)
         return self._kept[component, stream]
+
+    def _ranges(self, component: int, region: Region) -> Ranges:
+        """A range begins with the stream's turn, so that its places are used in their order."""
+        pools, quotas = self._pools[component]
+        places = (region.start, region.start + region.turn, region.start + region.length)
+        before = zip(pools.tolist(), quotas.tolist(), *(counted(quotas, p).tolist() for p in places), strict=True)
+        parts = self.streams if self.groups == 1 else self.groups
+        found = []
+        for pool, quota, first, turned, last in before:
+            size = self.sizes[pool]
+            if self.is_cut(pool) and quota:  # Python's integers: a product may have more than 64 bits
+                low, high = size * first // quota, size * last // quota
+                found.append((low, high - low, last - first, turned, parts))
+            else:
+                found.append((0, size, quota, 0, 1))
+        return Ranges(*np.array(found, np.int64).T)
 
     def _region(self, component: int, stream: int) -> Region:
         if self.groups == 1:
@@ -166,29 +199,10 @@ class Deal:
 
     # --- pools
 
-    def _pieces(self, component: int, stream: int, at: Int, number_R: Int) -> list[Places]:
-        """The component's rows `number_R`, all of one stream, as places of its pools."""
-        pools, quotas = self._pools[component]
-        pool_R, own_R = self._apportioned(component, number_R)
-        _, (first_P, turned_P, last_P) = self._known(component, stream)
-        found = []
-        for member in np.unique(pool_R).tolist():
-            here = pool_R == member
-            pool, own = int(pools[member]), own_R[here]
-            size, quota = self.sizes[pool], int(quotas[member])
-            first, last = int(first_P[member]), int(last_P[member])
-            if self.is_cut(pool):
-                low, high = size * first // quota, size * last // quota
-                place = (own - int(turned_P[member])) % (last - first)
-                found.append(Places(at[here], pool, low, high - low, last - first, place))
-            else:
-                found.append(Places(at[here], pool, 0, size, quota, own))
-        return found
-
     def is_cut(self, pool: int) -> bool:
         """Whether streams have ranges of their own in the pool; a small one is shared by all."""
         parts = self.streams if self.groups == 1 else self.groups
-        return parts > 1 and self.sizes[pool] >= MIN_CUT * parts
+        return self.cut and parts > 1 and self.sizes[pool] >= MIN_CUT * parts
 
     def _apportioned(self, component: int, number_R: Int) -> tuple[Int, Int]:
         """Pool (of the component's) and number within the pool of some of the component's rows, in any order."""

@@ -55,21 +55,15 @@ class LossDriven(Dealt):
             )
         self._shares, self._last = [list(shares) for shares in state["shares"]], dict(state["last"])
 
-    def rows(self, step: int, row_R: Int) -> tuple[Int, Int]:
-        set_R, sample_R = np.empty_like(row_R), np.empty_like(row_R)
-        for some in self._dealt_at(step, row_R):
-            pool = self.pools[some.pool]
-            place_R = self._begun(step // self.every)[some.pool] + some.place
-            for turn in np.unique(place_R // some.size).tolist():
-                here = np.flatnonzero(place_R // some.size == turn)
-                number_K = self.shuffle.samples(place_R[here] % some.size, some.size, self._key(some, turn))
-                set_R[some.at[here]], sample_R[some.at[here]] = pool.set, pool.sample(number_K)
-        return set_R, sample_R
+    def _numbers(self, step: int, row_R: Int) -> tuple[Int, Int]:
+        some = self._dealt_at(step, row_R)
+        turn_R, place_R = np.divmod(self._begun(step // self.every)[some.pool] + some.place, some.size)
+        return some.pool, self.shuffle.samples(place_R, some.size, self._keys(some, turn_R), some.parts)
 
     def needed_next(self, step: int, row_R: Int) -> list[tuple[int, int, int]]:
         return []  # one range for all streams: no rank could tell which blocks are its own
 
-    def _dealt_at(self, step: int, row_R: Int) -> list[Places]:
+    def _dealt_at(self, step: int, row_R: Int) -> Places:
         period, at = divmod(step, self.every)
         return self._period(period).places(at, row_R)
 
@@ -85,11 +79,8 @@ class LossDriven(Dealt):
     def _period(self, period: int) -> Deal:
         assert period < len(self._shares), f"the shares of period {period} are not settled yet"
         if period not in self._deals:
-            sizes = tuple(pool.size for pool in self.pools)
-            quotas = tuple(self._quotas_of(period).tolist())
-            self._deals[period] = Deal(
-                self.every, self.batch, sizes, quotas, self.components, groups=self.groups, seed=self.seed
-            )
+            # uncut: a pool's places go on from period to period, whichever group takes them
+            self._deals[period] = self._dealing(self.every, tuple(self._quotas_of(period).tolist()), cut=False)
         return self._deals[period]
 
     @cached_property

@@ -25,7 +25,9 @@ class Config(DealtConfig):
         due = self.component_rows(pools)
         sizes = {name: sum(p.weight * p.size for p in pools if p.component == name) for name in due}
         exact = [due[p.component] * p.weight * p.size / sizes[p.component] for p in pools]
-        wanted = largest_remainders(round(sum(exact)), exact)
+        # rounded down, two epochs of half a pool have different halves
+        exact = [float(int(part + 1e-6)) if part < p.size else part for part, p in zip(exact, pools, strict=True)]
+        wanted = largest_remainders(int(sum(exact) + 1e-6), exact)
         rows = int(wanted.sum())
         steps = rows // batch if self.last == "drop" else -(-rows // batch)
         if steps == 0:

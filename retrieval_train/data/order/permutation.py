@@ -22,7 +22,7 @@ def mixed(*parts: int) -> int:
     return key
 
 
-def mixed_each(*parts: int | Int) -> Word:
+def mixed_each(*parts: int | Int | Word) -> Word:
     """`mixed` for arrays: one key an entry, equal to `mixed` of its parts."""
     size = max(len(part) for part in parts if isinstance(part, np.ndarray))
     key = np.zeros(size, np.uint64)

@@ -233,6 +233,9 @@ class PK(ClassOrder):
         dealt, there = (self.batch // self.images, len(self.class_M)) if self.is_full else (self.batch, num_images)
         self.epoch_steps = -(-there // dealt)
 
+    def drawn_class(self, number: int) -> int:
+        return int(self.class_M[number % len(self.class_M)])
+
     def picked(self, step: int, row_R: Int) -> tuple[Int, Int]:
         slot_S, slot_R = np.unique(row_R // self.images, return_inverse=True)
         key, turn = (mixed(self.seed, 21), step) if self.is_full else (mixed(self.seed, 22, step), 0)

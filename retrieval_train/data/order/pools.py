@@ -22,6 +22,10 @@ KNOWN_AHEAD = (
     64  # steps by which the shares of a period are settled before it begins: the loader reads no further ahead
 )
 
+NEAR = 4  # samples of a set that are so near each other are read in one piece
+MOST_STREAMS = 16  # unless asked for
+MOST_WEIGHT = 1000
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -38,6 +42,15 @@ class Pool:
 
     def sample(self, place: Int) -> Int:
         return place if self.numbers is None else self.numbers[place].astype(np.int64)
+
+    def runs(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(first sample, count) of the stretches of the set in which samples [first, first + count) of the pool lie."""
+        if self.numbers is None:
+            return [(first, count)]
+        number_K = self.sample(np.arange(first, first + count))
+        starts = np.flatnonzero(np.diff(number_K, prepend=-NEAR - 1) > NEAR)
+        begin_K, end_K = number_K[starts], number_K[np.r_[starts[1:], count] - 1]
+        return list(zip(begin_K.tolist(), (end_K - begin_K + 1).tolist(), strict=True))
 
 
 class DealtConfig(OrderConfig):
@@ -56,7 +69,7 @@ class DealtConfig(OrderConfig):
     """Steps between two settings of the shares, for `share: loss`; the first steps go by size."""
     streams: int | None = Field(default=None, ge=1)
     """Parts of a batch that read ranges of the shards of their own: with a multiple of the nodes, a node opens only its
-    share of the tars. null: up to 64, as many as leave each of them a window of the shuffle."""
+    share of the tars. null: up to 16, as many as leave each of them a window of the shuffle."""
     shuffle: Shuffle = Shuffle()
     """How far samples are mixed."""
 
@@ -70,13 +83,17 @@ class DealtConfig(OrderConfig):
                 raise ValueError(f"share: {share} needs {name}")
         if self.share == "loss" and self.by != "domain":
             raise ValueError("share: loss follows the losses of domains; say by: domain")
-        if self.weights is not None and (min(self.weights.values(), default=-1) < 0 or not any(self.weights.values())):
-            raise ValueError(f"weights {self.weights} need numbers of 0 or more, and one above 0")
+        if self.share == "loss" and self.streams is not None:
+            raise ValueError(
+                "streams has no meaning with share: loss, where all rows read the whole sets; leave it out"
+            )
+        if self.weights is not None and (problem := bad_weights(self.weights)):
+            raise ValueError(f"weights {problem}")
         return self
 
     def problems(self, manifests: Sequence[Manifest], weights: Sequence[float], batch: int) -> list[tuple[str, str]]:
         rows = sum(
-            round(weight * sum(shard.samples for shard in manifest.select("train")))
+            int(weight * sum(shard.samples for shard in manifest.select("train")) + 1e-6)
             for manifest, weight in zip(manifests, weights, strict=True)
         )
         if rows < batch:
@@ -115,7 +132,7 @@ class DealtConfig(OrderConfig):
     def automatic_streams(self, pools: Sequence[Pool], batch: int) -> int:
         if self.streams is not None:
             return self.streams
-        most = min(sum(pool.size for pool in pools) // self.shuffle.window, batch, 64)
+        most = min(sum(pool.size for pool in pools) // self.shuffle.window, batch, MOST_STREAMS)
         return 1 << max(most.bit_length() - 1, 0)
 
     def _pools_of(self, samples: Samples, number: int) -> list[Pool]:
@@ -125,6 +142,11 @@ class DealtConfig(OrderConfig):
         if is_whole and (self.by == "set" or len(domains) == 1):
             component = reader.manifest.name if self.by == "set" else domains[0]
             return [Pool(number, component, len(reader), weight)]
+        if len(reader) >= 2**32:
+            raise ValueError(
+                f"data.mixture: {reader.manifest.name} has {len(reader):,} samples; a set that is dealt in part (by "
+                f"domain, or without its unlabelled samples) may have {2**32 - 1:,}, so cut it into several sets"
+            )
         kept = np.ones(len(reader), bool) if is_whole else samples.label_N[number] >= 0
         if self.by == "set":
             numbers = np.flatnonzero(kept).astype(np.uint32)
@@ -137,10 +159,21 @@ class DealtConfig(OrderConfig):
         return found
 
 
-def trained_domains(manifest: Manifest) -> set[str]:
-    """Domains with labelled training samples."""
-    counts = manifest.classes.counts("train")
-    return {name.partition("/")[0] for name, count in zip(manifest.classes.class_names(), counts, strict=True) if count}
+def trained_domains(manifest: Manifest) -> dict[str, int]:
+    """Domains with labelled training samples, and how many."""
+    found: dict[str, int] = {}
+    for name, count in zip(manifest.classes.class_names(), manifest.classes.counts("train").tolist(), strict=True):
+        if count:
+            domain = name.partition("/")[0]
+            found[domain] = found.get(domain, 0) + count
+    return found
+
+
+def bad_weights(weights: Mapping[str, float]) -> str:
+    """What is wrong with weights, whatever they are for; empty: nothing."""
+    if not all(0 <= weight <= MOST_WEIGHT for weight in weights.values()) or not any(weights.values()):
+        return f"{dict(weights)} needs weights of 0 to {MOST_WEIGHT}, and one above 0"
+    return ""
 
 
 def weight_problems(weights: Mapping[str, float], there: Sequence[str], by: str) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ from shards.manifest import Manifest, Shard, ShardError
 
 USED_S = 30.0  # a copy that was used this recently is in use, and stays
 SPARE_BYTES = 2**28  # of the disk are left to others
+MOST_PAUSE_S = 0.5  # between two looks whether a slot is free
 ROOM_S = 60.0  # making room takes milliseconds
 _number = itertools.count()
 
@@ -98,13 +99,15 @@ class Cache:
     @contextmanager
     def slot(self) -> Iterator[None]:
         """While it is held, at most `slots` threads of all processes are in here."""
+        pause_s = POLL_S
         while True:
             for number in range(self.slots):
                 with locked(self.root / f"slot-{number}.lock", is_kept=True) as is_held:
                     if is_held:
                         yield
                         return
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, MOST_PAUSE_S)  # copies take seconds, and many threads may wait
 
     def evict(self, num_bytes: int) -> bool:
         """Deletes copies that are not in use until so much was given back; whether it was."""

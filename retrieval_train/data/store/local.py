@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import threading
 import time
+from collections.abc import Callable
+from functools import cache
+from itertools import count as count_from
 from pathlib import Path
 
+from retrieval_train.data.store.store import StoreError
 from shards.manifest import ShardError
 
 log = logging.getLogger(__name__)
 
-MOST_OPEN = 128  # tars that one process keeps open
+MOST_OPEN = 128  # tars that one process keeps open, of all sets together
+WANTED_FILES = 65_536  # the usual limit of 1024 open files is soon reached by images, pipes and sockets of many workers
 PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # before each further try
 PASSING = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOTCONN}
@@ -25,12 +31,14 @@ PASSING = frozenset(
 class OpenFile:
     """A file descriptor that closes with its last user, so that one thread may forget what another is reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(
+        self, close: Callable[[int], None] = os.close
+    ) -> None:  # at exit the module may be gone before its files
         if hasattr(self, "fd"):
-            os.close(self.fd)
+            close(self.fd)
 
     def read(self, at: int, count: int) -> bytes:
         """Up to `count` bytes; fewer only at the end of the file."""
@@ -49,7 +57,7 @@ class OpenFiles:
 
     def __init__(self, most: int = MOST_OPEN) -> None:
         self._most = most
-        self._files: dict[str, OpenFile] = {}
+        self._files: dict[tuple[str, int], OpenFile] = {}
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
@@ -58,9 +66,9 @@ class OpenFiles:
     def __setstate__(self, state: dict[str, int]) -> None:
         self.__init__(state["_most"])  # type: ignore[misc]
 
-    def get(self, path: Path) -> OpenFile:
-        """Opened, or opened before."""
-        name = str(path)
+    def get(self, path: Path | str, owner: int = 0) -> OpenFile:
+        """Opened, or opened before by this owner."""
+        name = (str(path), owner)
         with self._mine():
             file = self._files.pop(name, None)
         file = file or OpenFile(path)
@@ -70,10 +78,10 @@ class OpenFiles:
                 self._files.pop(next(iter(self._files)))
         return file
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: Path | str, owner: int = 0) -> None:
         """The next `get` opens it anew."""
         with self._mine():
-            self._files.pop(str(path), None)
+            self._files.pop((str(path), owner), None)
 
     def forget_deleted(self) -> None:
         """Gives back the room of files that were deleted while they were open."""
@@ -88,26 +96,41 @@ class OpenFiles:
         return self._lock
 
 
+OPEN = OpenFiles()
+"""Of all local stores of this process; what a store has left there goes when others need the room."""
+_owners = count_from(1)
+
+
+@cache
+def allow_files() -> None:
+    """Raises this process's limit of open files as far as it may, once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class LocalStore:
     """The tars of one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open = OpenFiles()
+        self._owner = next(_owners)  # a set that was made anew in the same folder is not read from the old one's tars
+        allow_files()
 
     def read(self, file: str, at: int, count: int) -> bytes:
         """See Store. What a file system may get over is tried again for some seconds."""
-        path = self.folder / file
+        path = f"{self.folder}/{file}"
         for pause_s in (*PAUSES_S, None):
             try:
-                data = self._open.get(path).read(at, count)
+                data = OPEN.get(path, self._owner).read(at, count)
                 break
             except OSError as error:
-                self._open.forget(path)  # a stale handle stays stale
+                OPEN.forget(path, self._owner)  # a stale handle stays stale
                 if error.errno not in PASSING:
-                    raise ShardError(f"{path}: cannot be read ({error.strerror}); {advice(error)}") from error
+                    raise StoreError(f"{path}: cannot be read ({error.strerror}); {advice(error)}") from error
                 if pause_s is None:
-                    raise ShardError(
+                    raise StoreError(
                         f"{path}: cannot be read at byte {at} ({error.strerror}, {len(PAUSES_S) + 1} tries); "
                         "the file system or its disk is failing, ask its administrator"
                     ) from error
@@ -123,7 +146,7 @@ class LocalStore:
     def ahead(self, file: str, at: int, count: int) -> None:
         """See Store."""
         try:
-            self._open.get(self.folder / file).ahead(at, count)
+            OPEN.get(f"{self.folder}/{file}", self._owner).ahead(at, count)
         except OSError as error:
             log.debug("%s: cannot be read ahead: %s", file, error)  # `read` meets the same and says what to do
 

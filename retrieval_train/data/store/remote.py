@@ -8,26 +8,28 @@ import time
 from random import Random
 
 from retrieval_train.data.store.readahead import Readahead
+from retrieval_train.data.store.store import StoreError
 from shards.files import below, cause_of, is_final, open_system, readable, shown
 from shards.manifest import ShardError
 
 log = logging.getLogger(__name__)
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try, longer or shorter by up to a half
+BEYOND_THE_END = 416  # what a web server says to a range that begins there
 THREADS = 8  # requests at a time of one process
 AHEAD_BYTES = 2**26  # kept in the memory of one process
 _random = Random()  # our own: nobody's random numbers may depend on a server
 
 
 def read_range(url: str, at: int, count: int | None) -> bytes:
-    """These bytes, or all from `at` on. Raises ShardError that says what the server said, and no secrets."""
+    """These bytes, or all from `at` on. Raises StoreError that says what the server said, and no secrets, and ShardError
+    for a file that ends before."""
     data = ask(url, at, None if count is None else at + count)
     if count is not None and len(data) != count:
-        ends = f"it ends at byte {at + len(data)}; copy the file again"
-        raise ShardError(
-            f"{shown(url)}: {count} bytes from byte {at} on were expected, but "
-            f"{ends if len(data) < count else 'the server gives whole files only'}"
-        )
+        expected = f"{shown(url)}: {count} bytes from byte {at} on were expected, but"
+        if len(data) > count:
+            raise StoreError(f"{expected} the server gives whole files only")
+        raise ShardError(f"{expected} it ends at byte {at + len(data)}; copy the file again")
     return data
 
 
@@ -38,15 +40,17 @@ def ask(url: str, start: int, end: int | None) -> bytes:
             system, path = open_system(url)
             data: bytes = system.cat_file(path, start=start or None, end=end)
             return data
-        except ShardError:
-            raise
+        except ShardError as error:  # no such protocol, or its package is missing
+            raise StoreError(str(error)) from error
         except Exception as error:  # every protocol has errors of its own
             cause = cause_of(error)
             said = readable(cause)
             text = shown(said.strerror or said)
             if pause_s is None or is_final(cause):
                 tries = "" if pause_s is not None else f" after {len(PAUSES_S) + 1} tries"
-                raise ShardError(f"{shown(url)}: {text}{tries}; check the location and who may read it") from error
+                if getattr(cause, "status", None) == BEYOND_THE_END:
+                    raise ShardError(f"{shown(url)}: ends before byte {start}; copy the file again") from error
+                raise StoreError(f"{shown(url)}: {text}{tries}; check the location and who may read it") from error
             pause_s *= _random.uniform(0.5, 1.5)  # thousands of readers must not come back all at once
             log.warning("%s: %s, trying again in %.1f s", shown(url), text, pause_s)
             time.sleep(pause_s)

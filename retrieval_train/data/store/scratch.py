@@ -30,7 +30,8 @@ WAIT_S = 2.0  # that a reader waits for a copy in the making; once a shard
 LOCK_S = 0.05  # one who only looks whether a shard is being copied holds its lock for a moment
 LOOK_S = 5.0  # between two looks whether a copy is still there, each of which says that it is in use
 PAUSE_S = 60.0  # without copying after the disk was full
-MOST_OPEN = 32  # copies a process keeps open: a deleted one gives its room back when the last has closed it
+OPEN = OpenFiles(32)
+"""Copies a process keeps open, of all sets: a deleted one gives its room back when the last process has closed it."""
 
 
 class ScratchStore:
@@ -84,7 +85,7 @@ class ScratchStore:
         if data is None or len(data) == count:
             return data
         self._seen.pop(file, None)  # cut short since the last look
-        self._open.forget(self._folder / file)
+        OPEN.forget(self._folder / file)
         return None
 
     def _open_copy(self, file: str) -> OpenFile | None:
@@ -92,15 +93,15 @@ class ScratchStore:
         if now < self._refused.get(file, 0.0):
             return None
         if now - self._seen.get(file, -LOOK_S) >= LOOK_S:
-            self._open.forget_deleted()
+            OPEN.forget_deleted()
             if not self._cache.find(path, shard) or not self._cache.touch(path, shard):
                 self._seen.pop(file, None)
-                self._open.forget(path)
+                OPEN.forget(path)
                 return None
             self._seen[file] = now
             self._given_up.discard(file)
         try:
-            return self._open.get(path)
+            return OPEN.get(path)
         except FileNotFoundError:
             self._seen.pop(file, None)
             return None
@@ -196,13 +197,12 @@ class ScratchStore:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._open = OpenFiles(MOST_OPEN)
         self._seen: dict[str, float] = {}
         self._given_up: set[str] = set()
         self._refused: dict[str, float] = {}  # file: until when its copy is of no use
         self._warned: set[str] = set()
         self._paused_until = 0.0
-        self._threads: Fetcher[str] = Fetcher(self._copy, self._open.forget_deleted, threads=self._cache.slots)
+        self._threads: Fetcher[str] = Fetcher(self._copy, OPEN.forget_deleted, threads=self._cache.slots)
 
     def _warn(self, kind: str, text: str) -> None:
         """Once a process: a full disk is full for every shard."""

@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class StoreError(ShardError):
+    """Bytes cannot be had now: the machine, the network or who may read is at fault, or a file is not there. What another
+    run may find there must not change what this one trains on, so it ends the run; damaged bytes are a plain ShardError."""
+
+
 class Store(Protocol):
     """Where the tars of one set lie. Safe to hand to forked and to spawned workers."""
 
     def read(self, file: str, at: int, count: int) -> bytes:
-        """Exactly `count` bytes of a tar. Raises ShardError that names the file and the place where they are not."""
+        """Exactly `count` bytes of a tar. Raises an error that names the file and the place where they are not: StoreError
+        where they cannot be had now, ShardError where the tar has no such bytes."""
         ...
 
     def ahead(self, file: str, at: int, count: int) -> None:

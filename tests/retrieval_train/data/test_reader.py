@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval_train.data import reader as reader_module
 from retrieval_train.data.reader import Reader
 from retrieval_train.data.store.local import LocalStore
-from shards.key import key_hash
-from shards.manifest import Manifest, Sample, ShardError, read_sample
+from retrieval_train.data.store.store import StoreError
+from shards.manifest import SIDECAR, Manifest, Sample, ShardError, read_sample, span_of
 from shards.ustar import BLOCK
 from tests.retrieval_train.data.test_store import make_set
 
@@ -60,7 +61,7 @@ def test_everything_known_about_a_sample_belongs_to_its_number(pets: Manifest) -
     for number, sample in enumerate(one_by_one(pets)):
         shard, row = reader.place(number)
         assert pets.read(shard, row) == sample
-        assert reader.key_hash(number) == key_hash(sample.key)
+        assert reader.find(sample.key) == [number]
         assert names[reader.label(number)] == f"pets/{sample.meta['label']}"
     assert [reader.label(number) for number in range(30)] == reader.labels().tolist()
     assert set(reader.domains().tolist()) == {0} and set(reader.groups().tolist()) == {0}
@@ -69,7 +70,7 @@ def test_everything_known_about_a_sample_belongs_to_its_number(pets: Manifest) -
 @pytest.mark.parametrize("number", [-1, 30, 10**9])
 def test_a_number_beyond_the_set_is_a_mistake(pets: Manifest, number: int) -> None:
     reader = Reader(pets, pets.shards)
-    for look in (reader.read, reader.label, reader.place, reader.key_hash):
+    for look in (reader.read, reader.label, reader.place, reader.row):
         with pytest.raises(IndexError, match=f"pets: no sample {number}; these 8 shards have 30"):
             look(number)
 
@@ -87,6 +88,71 @@ def test_what_is_needed_soon_is_one_span_a_shard_that_holds_all_of_it(pets: Mani
         sidecar = pets.sidecar(rows[0][0])[[row for _, row in rows]]
         assert start == sidecar["image_at"].min() - BLOCK
         assert stop == (sidecar["json_at"] + sidecar["json_bytes"]).max()
+
+
+def test_samples_here_and_there_are_each_asked_for_with_all_of_their_bytes(pets: Manifest) -> None:
+    store = Told(pets.folder)
+    reader = Reader(pets, pets.shards, store)
+    numbers = [29, 3, 4, 17, 3, 0]
+    reader.ahead_each(np.array(numbers))
+    expected = []
+    for number in numbers:
+        row = reader.row(number)
+        expected.append((row.shard.file, *span_of(row.entry)))
+    assert sorted(store.spans) == sorted(expected)
+    reader.ahead_each(np.array([], np.int64))
+    assert len(store.spans) == len(numbers)
+
+
+def test_many_shards_keep_few_files_open_and_little_memory(pets: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MOST_BYTES", 3 * 4 * SIDECAR.itemsize)  # three shards
+    reader, expected = Reader(pets, pets.shards), one_by_one(pets)
+    before = len(os.listdir("/proc/self/fd"))
+    labels = reader.labels()
+    rows = [reader.row(number) for number in range(30)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [row.label for row in rows] == labels.tolist() and labels.dtype == np.int32
+    assert [reader.read_row(row) for row in rows] == expected
+    assert reader._kept_bytes == sum(kept.nbytes for kept in reader._kept.values()) <= reader_module.MOST_BYTES
+
+
+@pytest.mark.parametrize(("field", "value"), [("label", -5), ("label", 5), ("domain", 1)])
+def test_a_sidecar_with_a_class_or_domain_that_is_not_there_is_refused(tmp_path: Path, field: str, value: int) -> None:
+    reader = damaged(tmp_path, field, value)
+    assert len(reader.manifest.classes) == 5
+    for look in (reader.labels, lambda: reader.row(2)):
+        with pytest.raises(ShardError, match=rf"{reader.shards[0].sidecar}: class ids .* but the set has 5 classes"):
+            look()
+    reader.ahead(0, 4)
+    assert reader.row(4)
+
+
+@pytest.mark.parametrize("what", ["tar", "sidecar"])
+def test_what_is_not_there_is_told_from_what_is_damaged_and_named(tmp_path: Path, what: str) -> None:
+    pets = make_set(tmp_path)
+    reader, shard = Reader(pets, pets.shards), pets.shards[0]
+    name = shard.file if what == "tar" else shard.sidecar
+    (pets.folder / name).unlink()
+    reader.ahead(0, 30)
+    reader.ahead_each(np.arange(30))
+    for look in (lambda: reader.read(0), reader.labels):
+        with pytest.raises(StoreError, match=f"^{name}: cannot be read .*No such file"):
+            look()
+    with pytest.raises(ShardError) as error:
+        damaged(tmp_path / "other", "key_hash", 1).read(0)
+    assert not isinstance(error.value, StoreError)
+
+
+def test_a_json_that_disagrees_with_its_sidecar_is_found(pets: Manifest) -> None:
+    reader = Reader(pets, pets.shards)
+    row = reader.row(0)
+    meta = reader.read(0).meta
+    reader.check(row, meta, is_labelled=True)
+    with pytest.raises(ShardError, match=rf"{row.shard.file}: the json of row 0 says .*'zebra', its sidecar 'pets'/"):
+        reader.check(row, {**meta, "label": "zebra"}, is_labelled=True)
+    reader.check(row, {**meta, "label": "zebra"}, is_labelled=False)
+    with pytest.raises(ShardError, match="says domain 'zoo'"):
+        reader.check(row, {**meta, "domain": "zoo"}, is_labelled=False)
 
 
 def damaged(tmp_path: Path, field: str, value: int) -> Reader:

@@ -25,7 +25,7 @@ from retrieval_train.data.store import local, remote
 from retrieval_train.data.store.fetcher import Fetcher
 from retrieval_train.data.store.local import LocalStore, OpenFile, OpenFiles
 from retrieval_train.data.store.remote import RemoteStore
-from retrieval_train.data.store.store import Store, StoreConfig, open_manifest, open_set
+from retrieval_train.data.store.store import Store, StoreConfig, StoreError, open_manifest, open_set
 from shards import files
 from shards.cli import main
 from shards.manifest import Manifest, ShardError
@@ -82,9 +82,11 @@ def test_a_store_gives_the_same_bytes_from_a_folder_and_from_urls(pets: Manifest
         store.ahead(shard.file, 0, 10**6)
         for at, count in ((0, 1), (700, 33), (len(whole) - 5, 5)):
             assert store.read(shard.file, at, count) == whole[at : at + count]
-        with pytest.raises(ShardError, match=shard.file):
-            store.read(shard.file, len(whole) - 5, 6)
-        with pytest.raises(ShardError, match=r"train-9\.tar.*(No such file|not found)"):
+        for at in (len(whole) - 5, len(whole) + 100):
+            with pytest.raises(ShardError, match=shard.file) as cut_short:
+                store.read(shard.file, at, 6)
+            assert not isinstance(cut_short.value, StoreError), "it is the tar that is damaged"
+        with pytest.raises(StoreError, match=r"train-9\.tar.*(No such file|not found)"):
             store.read("train-9.tar", 0, 1)
         store.ahead("train-9.tar", 0, 1)
         assert pickle.loads(pickle.dumps(store)).read(shard.file, 9, 9) == whole[9:18]
@@ -176,10 +178,10 @@ def test_a_server_in_trouble_is_asked_again_and_named_when_it_stays_so(
     assert store.read(file, 100, 200) == (pets.folder / file).read_bytes()[100:300]
     assert server.asked[f"/{file}"] == 3 and caplog.text.count("trying again") == 2
     server.failures[f"/{file}"] = 99
-    with pytest.raises(ShardError, match=rf"{file}: HTTP 503 .* after 3 tries"):
+    with pytest.raises(StoreError, match=rf"{file}: HTTP 503 .* after 3 tries"):
         store.read(file, 100, 200)
     server.status, server.asked[f"/{file}"] = 403, 0
-    with pytest.raises(ShardError, match="HTTP 403") as refused:
+    with pytest.raises(StoreError, match="HTTP 403") as refused:
         store.read(file, 100, 200)
     assert server.asked[f"/{file}"] == 1
     assert "secret" not in caplog.text + str(refused.value)
@@ -291,7 +293,7 @@ def test_a_file_system_that_comes_back_is_waited_for(
     monkeypatch.setattr(Flaky, "times", 2)
     assert store.read(file, 0, 600) == (pets.folder / file).read_bytes()[:600]
     monkeypatch.setattr(Flaky, "times", 3)
-    with pytest.raises(ShardError, match=rf"{file}: cannot be read at byte 7 \({os.strerror(error)}, 3 tries\)"):
+    with pytest.raises(StoreError, match=rf"{file}: cannot be read at byte 7 \({os.strerror(error)}, 3 tries\)"):
         store.read(file, 7, 600)
 
 

@@ -83,6 +83,17 @@ def test_an_adapter_that_is_never_called_is_found() -> None:
         lora.check_alive(model, image_px=28)
 
 
+def test_the_look_for_dead_adapters_leaves_running_statistics_alone() -> None:
+    config = timm.Config(model="test_resnet", image_px=32, weights="none")
+    model = build_embedder(config, linear.Config(out=4), seed=0)
+    assert model.training
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lora.check_alive(model, image_px=32)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(IMAGE)
+    assert not torch.equal(model.state_dict()["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"])
+
+
 def test_lora_without_a_fitting_layer_lists_the_layers_there_are() -> None:
     with pytest.raises(ValueError, match=r"no such layer in its blocks; there are: .*qkv"):
         lora.Config(targets=("to_q",)).apply(embedder(), seed=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +75,41 @@ def test_largest_remainders_give_all_seats_and_none_beside_the_exact_share(total
 @given(st.integers(1, 900), st.integers(1, 40), st.integers(1, 200), st.integers(0, 2**60))
 def test_the_shuffle_is_a_permutation_at_any_size(size: int, block: int, window: int, key: int) -> None:
     shuffle = Shuffle(block=block, window=window)
-    assert sorted(shuffle.samples(np.arange(size), size, key)) == list(range(size))
+    assert sorted(shuffle.samples(np.arange(size), *alike(size, size, key))) == list(range(size))
+
+
+def alike(count: int, size: int, key: int, parts: int = 1) -> tuple[Any, Any, Any]:
+    """The same range for every place."""
+    return np.full(count, size), np.full(count, key, np.uint64), np.full(count, parts)
+
+
+def test_ranges_that_are_shuffled_in_one_call_are_shuffled_as_alone() -> None:
+    shuffle, sizes, parts = Shuffle(block=7, window=60), [5, 61, 400, 59], [1, 1, 2, 4]
+    alone = [
+        shuffle.samples(np.arange(n), *alike(n, n, key, part))
+        for key, (n, part) in enumerate(zip(sizes, parts, strict=True))
+    ]
+    size_R, key_R, part_R = (np.repeat(of, sizes) for of in (sizes, np.arange(4, dtype=np.uint64), parts))
+    place_R = np.concatenate([np.arange(n) for n in sizes])
+    assert shuffle.samples(place_R, size_R, key_R, part_R).tolist() == np.concatenate(alone).tolist()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=300), st.floats(0, 1))
+def test_slots_of_many_large_parties_are_the_next_due(quotas: list[int], where: float) -> None:
+    quota_P, total = np.array(quotas), sum(quotas)
+    start = min(int(where * total), total - 1)
+    before, after = counted(quota_P, start), counted(quota_P, min(start + 40, total))
+    assert before.sum() == start and after.sum() == min(start + 40, total)
+    party, own = slots(quota_P, start, min(start + 40, total))
+    taken = before.tolist()
+    for p, number in zip(party.tolist(), own.tolist(), strict=True):
+        due = [
+            Fraction(2 * taken[q] + 1, quotas[q]) if taken[q] < quotas[q] else Fraction(10) for q in range(len(quotas))
+        ]
+        assert due[p] == min(due) and number == taken[p]
+        taken[p] += 1
+    assert taken == after.tolist()
 
 
 @settings(deadline=None, max_examples=60)
@@ -85,12 +121,15 @@ def test_what_is_read_ahead_is_each_later_window_once_and_before_it_is_used(
     asked: dict[int, int] = {}
     for start in range(0, size, step):
         place = np.arange(start, min(start + step, size))
-        for first, count in shuffle.needed_next(place, size, key):
+        _, first_K, count_K = shuffle.needed_next(place, *alike(len(place), size, key))
+        for first, count in zip(first_K.tolist(), count_K.tolist(), strict=True):
             assert first >= 0 and first + count <= size and count > 0
             for sample in range(first, first + count):
                 assert sample not in asked, "asked for twice"
                 asked[sample] = start
-    used = {int(sample): place for place, sample in enumerate(shuffle.samples(np.arange(size), size, key))}
+    used = {
+        int(sample): place for place, sample in enumerate(shuffle.samples(np.arange(size), *alike(size, size, key)))
+    }
     blocks = -(-size // block)
     windows = max(1, -(-size // max(window, block)))
     in_first = (blocks // windows + 1) * block if windows > 1 else size
@@ -100,7 +139,7 @@ def test_what_is_read_ahead_is_each_later_window_once_and_before_it_is_used(
 
 def test_a_window_holds_samples_of_few_blocks() -> None:
     shuffle = Shuffle(block=50, window=1000)
-    sample_R = shuffle.samples(np.arange(100_000), 100_000, 5)
+    sample_R = shuffle.samples(np.arange(100_000), *alike(100_000, 100_000, 5))
     for start in range(0, 100_000, 1000):
         touched = np.unique(np.sort(sample_R[start : start + 1000]) // 50)
         assert len(touched) <= 2 * 22, "a turned block touches two"
@@ -129,16 +168,13 @@ def test_a_dealing_gives_every_place_of_every_pool_once(
     deal = Deal(steps, batch, tuple(sizes), tuple(quotas), tuple(components), groups=groups, streams=streams, seed=seed)
     dealt: Counter[tuple[int, int, int]] = Counter()
     for step in range(steps):
-        at: list[int] = []
-        for some in deal.places(step, np.arange(batch)):
-            assert (some.place >= 0).all() and (some.place < some.quota).all() and some.quota <= some.size
-            assert some.first >= 0 and some.first + some.size <= sizes[some.pool]
-            dealt.update((some.pool, some.first, int(place)) for place in some.place)
-            at += some.at.tolist()
-        assert sorted(at) == list(range(batch))
+        some = deal.places(step, np.arange(batch))
+        assert (some.place >= 0).all() and (some.place < some.quota).all() and (some.quota <= some.size).all()
+        assert (some.first >= 0).all() and (some.first + some.size <= np.array(sizes)[some.pool]).all()
+        dealt.update(zip(some.pool.tolist(), some.first.tolist(), some.place.tolist(), strict=True))
         for group in range(groups):
             rows = np.arange(group * group_rows, (group + 1) * group_rows)
-            assert len({components[some.pool] for some in deal.places(step, rows)}) == 1
+            assert len({components[pool] for pool in deal.places(step, rows).pool.tolist()}) == 1
     assert max(dealt.values()) == 1
     for pool, quota in enumerate(quotas):
         assert sum(1 for which, _, _ in dealt if which == pool) == quota
@@ -150,17 +186,9 @@ def test_any_rows_are_dealt_as_within_the_whole_batch(streams: int, count: int, 
     deal = Deal(20, 64, (4000, 900), (1000, 280), (0, 0), streams=streams, seed=seed)
     rng = np.random.default_rng(seed)
     row_R = rng.choice(64, size=min(count, 64), replace=False)
-    whole = {
-        int(at): (s.pool, s.first, int(p))
-        for s in deal.places(7, np.arange(64))
-        for at, p in zip(s.at, s.place, strict=True)
-    }
-    some = {
-        int(row_R[at]): (s.pool, s.first, int(p))
-        for s in deal.places(7, row_R)
-        for at, p in zip(s.at, s.place, strict=True)
-    }
-    assert some == {row: whole[row] for row in row_R.tolist()}
+    whole, some = deal.places(7, np.arange(64)), deal.places(7, row_R)
+    for of_all, of_some in zip(whole, some, strict=True):
+        assert of_all[row_R].tolist() == of_some.tolist()
 
 
 @pytest.mark.parametrize(("batch", "size"), [(7, 1), (7, 3), (64, 5), (8192, 4096)])

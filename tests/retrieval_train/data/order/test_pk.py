@@ -206,13 +206,25 @@ def test_a_substitute_is_another_image_of_the_class_that_the_batch_does_not_have
         assert len(set(firsts)) == 8
 
 
-def test_a_class_without_a_good_image_is_named() -> None:
-    order = built(of_counts([1, 6], names=["food/pear", "food/plum"]), classes=2, images=2, short_class="repeat")
-    [row] = {row // 2 * 2 for row in range(4) if len(set(order.batch_rows(0)[1][row // 2 * 2 :][:2].tolist())) == 1}
+def test_a_bad_image_that_is_its_class_is_replaced_by_images_of_other_dealt_classes() -> None:
+    samples = of_counts([1, 6, 3, 2])
+    order = built(samples, classes=2, images=2, short_class="repeat")
+    rows = [
+        (step, row) for step in range(9) for row in range(4) if samples.label_N[0][order.batch_rows(step)[1][row]] == 0
+    ]
+    assert rows
+    for step, row in rows:
+        found = [order.substitute(step, row, attempt)[1] for attempt in range(16)]
+        labels = set(samples.label_N[0][found].tolist())
+        assert labels <= {1, 2, 3} and len(labels) > 1
+
+
+def test_the_only_class_without_a_good_image_is_named() -> None:
+    order = built(of_counts([1], names=["food/pear"]), classes=1, images=2, short_class="repeat")
     with pytest.raises(
-        ValueError, match=r"class 'food/pear': none of its images can be read \(1 in all\); run `shards check`"
+        ValueError, match=r"class 'food/pear': none of its images can be read \(1 in all\), and hardly another"
     ):
-        order.substitute(0, row, 0)
+        order.substitute(0, 0, 0)
 
 
 @pytest.mark.parametrize(
