@@ -28,7 +28,7 @@ from retrieval_train.config import ConfigError
 from retrieval_train.data.config import DataConfig
 from retrieval_train.data.intake import Intake
 from retrieval_train.data.loader import build_loader
-from retrieval_train.data.reader import Reader
+from retrieval_train.data.reader import Reader, Row
 from retrieval_train.engine.engine import Report
 from retrieval_train.engine.stop import Stop
 from retrieval_train.engine.watchers import Checkpoint, Track
@@ -435,13 +435,13 @@ def slow_second_rank(world: World, sets: Path, folder: Path) -> list[dict[str, A
     data = DataConfig(mixture={"shapes": 1.0}, batch=12, workers=1)
     loader = build_loader(data, sets, world, image_px=16, accumulate=1, seed=0)
     if world.rank == 1:
-        quick = Reader.read
+        quick = Reader.read_row
 
-        def slow(self: Reader, number: int) -> Sample:
+        def slow(self: Reader, row: Row) -> Sample:
             time.sleep(0.02)
-            return quick(self, number)
+            return quick(self, row)
 
-        Reader.read = slow  # type: ignore[method-assign]
+        Reader.read_row = slow  # type: ignore[method-assign]
     run = RunDir(folder)
     intake = Intake(world, bad_file=run.bad / f"{world.rank}.jsonl", ledger_file=None, max_bad_fraction=0.0)
     off = Tracking.model_validate({"wandb": {"mode": "disabled"}})
