@@ -38,10 +38,9 @@ from retrieval_train.rundir import RunDir, read_json, write_json
 from retrieval_train.tracking import Config as Tracking
 from retrieval_train.tracking import open_tracker
 from retrieval_train.world import World
-from shards.cli import main
 from shards.manifest import Manifest, Sample
 from tests.processes import run_ranks
-from tests.retrieval_train.data.conftest import draw
+from tests.retrieval_train.data.conftest import make_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1}
@@ -50,13 +49,8 @@ GROWING = {"resolutions": [{"until": 0.5, "px": 16}, {"until": 1.0, "px": 32}]}
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shards_root with `shapes` (2 domains, 9 classes, 63 images) and `more` (1 domain, 4 classes, 20 images)."""
-    root = tmp_path_factory.mktemp("sets")
-    for name, domains, images in (("shapes", {"warm": 5, "cold": 4}, 7), ("more", {"grey": 4}, 5)):
-        draw(root / "images" / name, domains=domains, images=images)
-        made = ["make", "folder", str(root / "images" / name), "--levels", "domain/class", "--train-only"]
-        assert main([*made, "--shard-samples", "10", "--out", str(root / name)]) == 0
-    return root
+    """See make_sets."""
+    return make_sets(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(autouse=True)

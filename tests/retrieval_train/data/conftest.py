@@ -25,12 +25,16 @@ def draw(folder: Path, *, domains: dict[str, int], images: int) -> None:
                 image.save(path, quality=90)
 
 
-@pytest.fixture(scope="session")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_sets(root: Path) -> Path:
     """shards_root with `shapes` (2 domains, 9 classes, 63 images, small shards) and `more` (1 domain, 4 classes, 20)."""
-    root = tmp_path_factory.mktemp("sets")
     for name, domains, images in (("shapes", {"warm": 5, "cold": 4}, 7), ("more", {"grey": 4}, 5)):
         draw(root / "images" / name, domains=domains, images=images)
         made = ["make", "folder", str(root / "images" / name), "--levels", "domain/class", "--train-only"]
         assert main([*made, "--shard-samples", "10", "--out", str(root / name)]) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See make_sets."""
+    return make_sets(tmp_path_factory.mktemp("sets"))
