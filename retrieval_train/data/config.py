@@ -136,6 +136,10 @@ class DataConfig(Section):
     def weights(self) -> tuple[float, ...]:
         return tuple(self.mixture[name] for name in sorted(self.mixture))
 
+    def largest_px(self, image_px: int) -> int:
+        """Of the whole run."""
+        return max([image_px, *(stretch.px for stretch in self.resolutions)])
+
     def px_at(self, step: int, num_steps: int, *, image_px: int) -> int:
         """Image size of a step."""
         return next((part.px for part in self.resolutions if step < part.until * num_steps), image_px)

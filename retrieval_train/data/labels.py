@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,8 @@ class Labels:
     joint_domain_of: tuple[NDArray[np.int64], ...] = ()
     """For each set: position in its domains -> position in `domains`."""
 
-    def joint(self, number: int, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Joint class ids of samples of set `number`, -1 for those without a label."""
+    def joint(self, number: int, label_N: Any) -> Any:
+        """Joint class ids of samples of set `number`, -1 for those without a label; of one sample or of many."""
         return self._joint_or_none[number][label_N]
 
     @cached_property

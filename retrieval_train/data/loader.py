@@ -229,7 +229,7 @@ class Loader:
         from retrieval_train.data.ring import Ring
 
         rows = max(self._chunk_rows(part) for part in parts)
-        image_px = max([self.image_px, *(stretch.px for stretch in self.config.resolutions)])
+        image_px = self.config.largest_px(self.image_px)
         return Ring(slots, rows=rows, image_px=image_px, views=max(s.looks.num_views for s in self.streams))
 
 

@@ -27,7 +27,7 @@ def labelled_stream(config: DataConfig, shards_root: Path, looks: Looks, *, imag
     samples = Samples(readers, labels, config.weights())
     order = config.order.build(samples, batch=config.batch, seed=seed)
     caches = _caches(config, readers)
-    largest_px = _largest_px(config, image_px)
+    largest_px = config.largest_px(image_px)
     return Stream(readers, labels, order, looks, keeps_keys=config.ledger, caches=caches, cache_px=largest_px)
 
 
@@ -47,7 +47,7 @@ def unlabelled_stream(config: DataConfig, shards_root: Path, looks: Looks, *, im
         is_labelled=False,
         keeps_keys=config.ledger,
         caches=caches,
-        cache_px=_largest_px(config, image_px),
+        cache_px=config.largest_px(image_px),
     )
 
 
@@ -66,7 +66,3 @@ def _caches(config: DataConfig, readers: Sequence[Reader]) -> list[DecodedCache]
     return [
         DecodedCache(len(reader), size, max(config.workers, 1)) for reader, size in zip(readers, sizes, strict=True)
     ]
-
-
-def _largest_px(config: DataConfig, image_px: int) -> int:
-    return max([image_px, *(stretch.px for stretch in config.resolutions)])

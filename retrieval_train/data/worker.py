@@ -158,9 +158,7 @@ class Worker:
                 except ValueError as error:
                     reader = stream.readers[number]
                     shard, place = reader.place(sample)
-                    rows.bad.append(
-                        Bad(task.step, row, reader.manifest.name, shard.file, place, str(error), task.stream)
-                    )
+                    rows.bad.append(Bad(task.step, row, reader.manifest.name, shard.file, place, str(error)))
                     number, sample = stream.order.substitute(task.step, row, attempt)
             else:
                 last = rows.bad[-1]
@@ -175,7 +173,7 @@ class Worker:
         started = time.perf_counter()
         known = reader.row(sample)
         domain = int(labels.joint_domain_of[number][known.domain])
-        label = int(labels.joint_of[number][known.label]) if stream.is_labelled and known.label >= 0 else -1
+        label = int(labels.joint(number, known.label)) if stream.is_labelled else -1
         cache = stream.caches[number] if stream.caches else None
         if cache is not None and (kept := cache.get(sample)) is not None:
             key = read_sample(reader, known, stream).key if stream.keeps_keys else ""

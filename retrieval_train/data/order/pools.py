@@ -18,10 +18,7 @@ from retrieval_train.data.order.shuffle import Shuffle
 if TYPE_CHECKING:
     from shards.manifest import Manifest
 
-KNOWN_AHEAD = (
-    64  # steps by which the shares of a period are settled before it begins: the loader reads no further ahead
-)
-
+KNOWN_AHEAD = 64  # steps by which the shares of a period are settled before it begins: no loader reads further ahead
 NEAR = 4  # samples of a set that are so near each other are read in one piece
 MOST_STREAMS = 16  # unless asked for
 MOST_WEIGHT = 1000
