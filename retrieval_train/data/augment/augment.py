@@ -27,6 +27,7 @@ from retrieval_train.data.augment.operations import (
     Motion,
     Noise,
     OneOf,
+    Operation,
     Perspective,
     Positive,
     Rain,
@@ -42,21 +43,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Amount = Annotated[float, Field(ge=0, le=1)]
-SECTIONS = (
-    "perspective",
-    "elastic",
-    "hsv_shift",
-    "rgb_shift",
-    "clahe",
-    "sharpen",
-    "emboss",
-    "rain",
-    "noise",
-    "blur",
-    "motion",
-    "jpeg",
-)
-"""The operations that have a section with their probability."""
 
 
 class Augment(Section):
@@ -225,5 +211,5 @@ class Augment(Section):
             "jitter": self.jitter_p if any(self.jitters) or self.hue else 0.0,
             "grey": self.grey,
         }
-        sections = {name: value.p for name in SECTIONS if (value := getattr(self, name))}
+        sections = {name: value.p for name, value in self if isinstance(value, Operation)}
         return {name: p for name, p in {**plain, **sections}.items() if p > 0}
