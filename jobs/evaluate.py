@@ -12,15 +12,16 @@ from pydantic import Field, field_validator
 from jobs.job import JobConfig, Progress
 from retrieval_train.config import FileName, LinkedPath, Section
 from retrieval_train.evaluation import embed
-from retrieval_train.evaluation.embed import Config as Embed
 from retrieval_train.evaluation.index import Config as Index
 from retrieval_train.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
-    from retrieval_train.data.reader import Reader
+    from torch import Tensor
+
     from retrieval_train.data.view import View
     from retrieval_train.evaluation.gallery import Gallery
     from retrieval_train.evaluation.metrics import Scores, Truth
+    from retrieval_train.evaluation.retrieval import Retrieval
     from retrieval_train.evaluation.search import Hits
     from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Baseline = Literal["chance", "raw_pixels", "untrained"]
-MOST_HITS = 10  # what the metrics read
 
 
 class EvaluationData(Section):
@@ -38,6 +38,46 @@ class EvaluationData(Section):
     """Set name: a folder under shards_root."""
     split: Literal["dev", "test"] = "dev"
     """Its queries are searched in its index and distractors, all domains in one."""
+
+    def problems(self, shards_root: Path) -> list[tuple[str, str]]:
+        from shards.manifest import Manifest, ShardError
+
+        found = []
+        try:
+            manifest = Manifest.load(shards_root / self.set)
+        except ShardError as error:
+            return [("set", str(error))]
+        if manifest.is_multi_label:
+            found.append(("set", f"set '{self.set}' has images with several labels, and no metric here takes them"))
+        if not (manifest.select(self.split, "query") and manifest.select(self.split, "index")):
+            there = ", ".join(sorted({f"{shard.split}/{shard.role}" for shard in manifest.shards}))
+            text = (
+                f"set '{self.set}' has no {self.split} queries and index to evaluate on, only {there}; "
+                "make it again with `shards make ... --dev-fraction 0.2` or a split column"
+            )
+            found.append(("split", text))
+        return found
+
+    def digests(self, shards_root: Path) -> dict[str, str]:
+        from shards.manifest import Manifest
+
+        return {"set": Manifest.load(shards_root / self.set).digest}
+
+    def open(self, shards_root: Path) -> Retrieval:
+        from retrieval_train.data.reader import Reader
+        from retrieval_train.evaluation.retrieval import Retrieval
+        from shards.manifest import Manifest
+
+        manifest = Manifest.load(shards_root / self.set)
+        query, index, distractor = (manifest.select(self.split, role) for role in ("query", "index", "distractor"))
+        return Retrieval(Reader(manifest, query), Reader(manifest, index + distractor))
+
+
+class Embed(embed.Config):
+    """How an export's images become vectors."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16; vectors are stored in float32 all the same."""
 
 
 class Config(JobConfig):
@@ -67,8 +107,6 @@ class Config(JobConfig):
         return compare
 
     def problems(self) -> list[tuple[str, str]]:
-        from shards.manifest import Manifest, ShardError
-
         found = []
         for key, path in {"model": self.model, **{f"compare.{name}": p for name, p in self.compare.items()}}.items():
             if not (path / "model.json").is_file():
@@ -79,59 +117,31 @@ class Config(JobConfig):
             if began not in ("hub", "none", None) and not Path(began).is_file():
                 text = f"untrained needs {began}, which is not here; say baselines=[chance,raw_pixels] to leave it out"
                 found.append(("baselines", text))
-        try:
-            manifest = Manifest.load(self.shards_root / self.data.set)
-        except ShardError as error:
-            return [*found, ("data.set", str(error))]
-        if manifest.is_multi_label:
-            text = f"set '{self.data.set}' has images with several labels, and no metric here takes them"
-            found.append(("data.set", text))
-        if not (manifest.select(self.data.split, "query") and manifest.select(self.data.split, "index")):
-            there = ", ".join(sorted({f"{shard.split}/{shard.role}" for shard in manifest.shards}))
-            found.append(
-                (
-                    "data.split",
-                    f"set '{self.data.set}' has no {self.data.split} queries and index to evaluate on, only {there}; "
-                    "make it again with `shards make ... --dev-fraction 0.2` or a split column",
-                )
-            )
-        return found
+        return found + [(f"data.{key}", text) for key, text in self.data.problems(self.shards_root)]
 
     def inputs(self) -> dict[str, str]:
-        from shards.manifest import Manifest
-
         models = {"model": self.model, **{f"compare.{name}": path for name, path in self.compare.items()}}
         sums = {key: read_json(path / "model.json")["sha256"] for key, path in models.items()}
-        return sums | {"data.set": Manifest.load(self.shards_root / self.data.set).digest}
+        return sums | {f"data.{key}": digest for key, digest in self.data.digests(self.shards_root).items()}
 
 
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """The merged metrics of the model; `report.json` and `report.html` hold the rest."""
-    from retrieval_train.data.reader import Reader
     from retrieval_train.evaluation import metrics
     from retrieval_train.evaluation.baselines import chance
-    from shards.manifest import Manifest
 
-    manifest = Manifest.load(config.shards_root / config.data.set)
-    shards = {role: manifest.select(config.data.split, role) for role in ("query", "index", "distractor")}
-    query, searched = Reader(manifest, shards["query"]), Reader(manifest, shards["index"] + shards["distractor"])
-    truth = metrics.Truth(
-        query_label_Q=query.labels(),
-        query_domain_Q=query.domains(),
-        index_label_N=searched.labels(),
-        index_domain_N=searched.domains(),
-        domains=manifest.domains,
-    )
+    retrieval = config.data.open(config.shards_root)
     hits: dict[str, Hits] = {}
     for name, source in _sources(config, world):
         log.info("%s: embedding and searching", name)
-        hits[name] = _search(name, source, query, searched, config, run, world)
+        hits[name] = _search(name, source, retrieval, config, run, world)
     if world.rank != 0:
         return {}
+    truth = retrieval.truth
     scores = {name: metrics.evaluate(found, truth) for name, found in hits.items()}
     if "chance" in config.baselines:
         scores["chance"] = chance(truth)
-    _write(config, run, scores, truth, _gallery(hits["trained"], truth, query, searched, run))
+    _write(config, run, scores, truth, _gallery(hits["trained"], retrieval, run))
     return scores["trained"][metrics.MERGED]
 
 
@@ -148,14 +158,20 @@ def _sources(config: Config, world: World) -> Iterator[tuple[str, embed.Source]]
         if began.backbone.is_pretrained:  # its features as they are: the neck was random then
             began = began.model_copy(update={"neck": Identity()})
         name = "zero_shot" if began.backbone.is_pretrained else "untrained"
-        yield name, _source(began.build(), card.view, began.backbone.image_px, world)
+        yield name, _source(began.build(), card.view, began.backbone.image_px, config.embed, world)
     for name, folder in {**config.compare, "trained": config.model}.items():
         card, _ = exported.read_card(folder)
-        yield name, _source(exported.load(folder), card.view, card.backbone.image_px, world)
+        yield name, _source(exported.load(folder), card.view, card.backbone.image_px, config.embed, world)
 
 
-def _source(embedder: Embedder, view: View, image_px: int, world: World) -> embed.Source:
+def _source(embedder: Embedder, view: View, image_px: int, config: Embed, world: World) -> embed.Source:
     embedder = embedder.to(world.device).eval()
+    embedder.precision = config.precision
+    return source_of(embedder, view, image_px)
+
+
+def source_of(embedder: Callable[[Tensor], Tensor], view: View, image_px: int) -> embed.Source:
+    """An embedder that is in evaluation mode, on the rank's device."""
     return embed.Source(
         prepare=lambda image_CHW: view.apply(image_CHW, image_px), embed=embedder, min_side=view.min_side(image_px)
     )
@@ -172,69 +188,37 @@ def _raw_pixels() -> embed.Source:
     )
 
 
-def _search(
-    name: str, source: embed.Source, query: Reader, searched: Reader, config: Config, run: RunDir, world: World
-) -> Hits:
-    """The best hits of every query. Every rank searches all queries in its own parts; all ranks have the merged hits."""
-    from retrieval_train.evaluation.index import build_index
-    from retrieval_train.evaluation.search import merge_hits, search_part
-
+def _search(name: str, source: embed.Source, retrieval: Retrieval, config: Config, run: RunDir, world: World) -> Hits:
+    """The best hits of every query, on all ranks."""
     folder = run.embeddings / name
-    progress = Progress(run, world, f"embed {name}", total=len(query) + len(searched), unit="images")
-    queries = embed.embed(source, query, folder / "query", world, config.embed, shown=_scaled(progress, world, 0))
-    in_index = embed.embed(
-        source, searched, folder / "index", world, config.embed, shown=_scaled(progress, world, len(query))
+    shown = embedding_shown(
+        Progress(run, world, f"embed {name}", total=len(retrieval), unit="images"), retrieval, world
     )
-    progress.show(len(query) + len(searched))
-    query_QD, _ = queries.vectors(range(len(queries.parts)))
-    vectors_ND, number_N = in_index.vectors(in_index.mine(world))
-    id_of = _ids_by_key(in_index.keys())
-    gpu = world.device.index if world.device.type == "cuda" else None
-    part = build_index(vectors_ND, config=config.index, gpu=gpu)
-    mine = search_part(part, vectors_ND=vectors_ND, id_N=id_of[number_N], query_QD=query_QD, k=MOST_HITS)
-    return _as_numbers(merge_hits(world.every(mine), k=MOST_HITS), id_of)
+    retrieval.embed(source, folder, world, config.embed, shown=shown)
+    shown(len(retrieval))
+    return retrieval.search(folder, world, config.index)
 
 
-def _scaled(progress: Progress, world: World, before: int) -> Callable[[int], None]:
+def embedding_shown(progress: Progress, retrieval: Retrieval, world: World) -> Callable[[int], None]:
     """Rank 0 shows for all: its parts are its share."""
-    return lambda done: progress.show(before + done * world.size)
+    return lambda done: progress.show(min(done * world.size, len(retrieval)))
 
 
-def _ids_by_key(keys: list[str]) -> Any:
-    """For each sample its place among the keys sorted as bytes: ties are won by the smaller key."""
-    import numpy as np
-
-    order = sorted(range(len(keys)), key=lambda number: keys[number].encode())
-    ids = np.empty(len(keys), np.int64)
-    ids[order] = np.arange(len(keys))
-    return ids
-
-
-def _as_numbers(hits: Hits, id_of: Any) -> Hits:
-    """Hits whose ids are sample numbers again."""
-    import numpy as np
-
-    from retrieval_train.evaluation.search import Hits
-
-    number_of = np.append(np.argsort(id_of), -1)  # id -1, no hit, stays -1
-    return Hits(hits.score_QK, number_of[hits.id_QK])
-
-
-def _gallery(hits: Hits, truth: Truth, query: Reader, searched: Reader, run: RunDir) -> Gallery:
+def _gallery(hits: Hits, retrieval: Retrieval, run: RunDir) -> Gallery:
     from retrieval_train.evaluation.gallery import Gallery
 
-    folder = run.embeddings / "trained"
-    query_keys = embed.Embeddings(folder / "query", len(query)).keys()
-    index_keys = embed.Embeddings(folder / "index", len(searched)).keys()
-    where = {key: (query, number) for number, key in enumerate(query_keys)}
-    where |= {key: (searched, number) for number, key in enumerate(index_keys)}
+    query_keys, index_keys = retrieval.keys(run.embeddings / "trained")
+    where = {key: (retrieval.query, number) for number, key in enumerate(query_keys)}
+    where |= {key: (retrieval.searched, number) for number, key in enumerate(index_keys)}
 
     def picture(key: str) -> bytes:
         reader, number = where[key]
         return reader.read(number).image
 
-    labels = query.manifest.classes.class_names()
-    return Gallery(hits=hits, truth=truth, query_keys=query_keys, index_keys=index_keys, labels=labels, picture=picture)
+    labels = retrieval.query.manifest.classes.class_names()
+    return Gallery(
+        hits=hits, truth=retrieval.truth, query_keys=query_keys, index_keys=index_keys, labels=labels, picture=picture
+    )
 
 
 def _write(config: Config, run: RunDir, scores: dict[str, Scores], truth: Truth, gallery: Gallery) -> None:

@@ -44,6 +44,10 @@ class Run(Section):
     """auto: a GPU where torch sees one, else the CPU."""
     max_minutes: float | None = Field(default=None, gt=0, json_schema_extra=place())
     """Wall-clock budget of one start: then the run saves, stops as preempted and can be started again."""
+    hang_minutes: float | None = Field(default=15, gt=0, json_schema_extra=place())
+    """A training run ends as failed, with the stacks of all ranks, when it makes no step for so long; null: never."""
+    deterministic: bool = Field(default=False, json_schema_extra=place())
+    """Train by algorithms that give the same numbers, to the last digit, on the same machine each time; slower on GPUs."""
     threads: int | None = Field(default=None, ge=1, json_schema_extra=place())
     """CPU threads of each rank; None shares the machine's cores between its ranks."""
 
@@ -180,8 +184,14 @@ def _say_why(run: RunDir, rank: int, error: BaseException) -> None:
 
     A rank that was told to end (SystemExit) has none: whoever told it knows why.
     """
-    if not isinstance(error, SystemExit) and not run.error.exists():
-        write_text(run.error, f"{_in_words(error)}\n(rank {rank}; {run.log(rank)})\n")
+    if not isinstance(error, SystemExit):
+        tell_failure(run, rank, _in_words(error))
+
+
+def tell_failure(run: RunDir, rank: int, words: str) -> None:
+    """The run's reason, unless there is one, and its state."""
+    if not run.error.exists():
+        write_text(run.error, f"{words}\n(rank {rank}; {run.log(rank)})\n")
         run.set_state("failed")
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
-
-from jobs.job import JobConfig, Preempted, Progress
+from jobs.job import JobConfig
+from jobs.training.judge import Config as Judge
 from retrieval_train.choice import Chosen
 from retrieval_train.config import LinkedPath, Section
 from retrieval_train.data.config import DataConfig
 from retrieval_train.engine.engine import EngineConfig
-from retrieval_train.engine.params import Optimizer
+from retrieval_train.engine.faults import FaultsConfig
+from retrieval_train.engine.length import Length
+from retrieval_train.engine.optimizers.adamw import Config as AdamW
+from retrieval_train.engine.optimizers.optimizer import AnyOptimizer
+from retrieval_train.engine.saving import CheckpointConfig
 from retrieval_train.engine.schedule import ScheduleConfig
-from retrieval_train.engine.watchers import CheckpointConfig
 from retrieval_train.heads.rule import RuleConfig
 from retrieval_train.losses.loss import LossConfig
 from retrieval_train.losses.softmax import Config as Softmax
@@ -32,29 +32,10 @@ from retrieval_train.tracking import Config as Tracking
 if TYPE_CHECKING:
     from retrieval_train.data.loader import Loader
     from retrieval_train.data.view import View
-    from retrieval_train.engine.stop import Ending
     from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
 
 log = logging.getLogger(__name__)
-
-
-class Length(Section):
-    """How long: epochs or steps, one of them."""
-
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the mixture."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Length:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("needs either epochs or steps, and not both; the other one can be set to null")
-        return self
-
-    def num_steps(self, epoch_steps: int) -> int:
-        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * epoch_steps))
 
 
 class Init(Section):
@@ -82,7 +63,7 @@ class Config(JobConfig):
     """Which images."""
     engine: Annotated[EngineConfig, Chosen("retrieval_train.engine")]
     """What steps the weights."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: AnyOptimizer = AdamW()
     """How the weights are stepped."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the steps."""
@@ -90,6 +71,10 @@ class Config(JobConfig):
     """How long."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """What is saved on the way."""
+    faults: FaultsConfig = FaultsConfig()
+    """What happens when the loss or a gradient is not a finite number."""
+    evaluate: Judge | None = None
+    """Evaluate on the way; null: only by the job `evaluate`, after the end."""
     tracking: Tracking = Tracking()
     """Where the numbers go."""
     init: Init | None = None
@@ -97,6 +82,11 @@ class Config(JobConfig):
 
     def problems(self) -> list[tuple[str, str]]:
         found = self.data.problems(self.shards_root)
+        found += [(f"engine.{key}", text) for key, text in self.engine.problems()]
+        if problem := self.optimizer.problem(self.engine.name, getattr(self.engine, "stage", None)):
+            found.append(("optimizer", problem))
+        if self.evaluate:
+            found += [(f"evaluate.{key}", text) for key, text in self.evaluate.problems(self.shards_root)]
         found += [(f"backbone.{key}", text) for key, text in self.backbone.problems()]
         found += self._size_problems()
         for key in ("strong", "unlabelled"):
@@ -122,6 +112,8 @@ class Config(JobConfig):
 
     def inputs(self) -> dict[str, str]:
         found = self.data.digests(self.shards_root)
+        if self.evaluate:
+            found |= {f"evaluate.{key}": digest for key, digest in self.evaluate.digests(self.shards_root).items()}
         if (file := self.backbone.weights_file()) is not None:
             found["backbone.weights"] = sampled_digest(file)
         if self.init is not None:
@@ -130,19 +122,18 @@ class Config(JobConfig):
 
 
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
-    """Train to the end, or save and raise Preempted; the last step's figures. Resumes from `checkpoints/latest`."""
-    from retrieval_train.data.deaths import deaths_told
-    from retrieval_train.data.intake import Intake, cut_back
+    """Train to the end, or save and raise Preempted; the last step. Resumes from the newest checkpoint."""
+    from jobs.export import write_export
+    from jobs.training.page import write_page
+    from jobs.training.session import Session
     from retrieval_train.data.loader import build_loader
-    from retrieval_train.engine.loop import Watcher, train
-    from retrieval_train.engine.stop import Stop
-    from retrieval_train.engine.watchers import Checkpoint, Follow, Show, Track
     from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
     from retrieval_train.models.backbones.backbone import check_sizes
-    from retrieval_train.tracking import cut_metrics, open_tracker
 
+    if config.run.deterministic:
+        be_deterministic()
     embedder = fresh_embedder(config).to(world.device)
     loader = build_loader(
         config.data,
@@ -157,68 +148,33 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         write_json(run.sets, loader.sets)
     world.barrier()
     check_sets(loader.sets, run)
-    num_steps = config.length.num_steps(loader.epoch_steps)
     lora.check_alive(embedder, image_px=config.backbone.image_px)
     check_sizes(embedder, [stretch.px for stretch in config.data.resolutions])
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     if config.init:
         head.take(exported.read_centres(config.init.model))
     learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
-    engine = config.engine.build(learner, config.optimizer, config.schedule.build(num_steps), seed=config.seed)
+    num_steps = config.length.num_steps(loader.epoch_steps, config.data.batch)
+    schedule = config.schedule.build(num_steps, epoch_steps=loader.epoch_steps, batch=config.data.batch)
+    engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
 
-    intake = Intake(
-        world,
-        bad_file=run.bad / f"{world.rank:05d}.jsonl",
-        ledger_file=run.ledger / f"{world.rank:05d}.tsv" if config.data.ledger else None,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
-    if (latest := run.latest_checkpoint()) is not None:
-        saved = engine.load(latest)
-        loader.order.take_state(saved.get("order", {}))
-        intake.take_state(saved.get("intake", {}))
-        log.info("going on from %s", latest)
-    if world.rank == 0:
-        cut_metrics(run.metrics, last_step=engine.step)
-        for folder in (run.bad, run.ledger):
-            cut_back(folder, steps=engine.step)
-    world.barrier()
+    session = Session(config, run, world, learner, loader, engine, num_steps)
     _tell(config, loader, embedder, num_steps, engine.step)
-    values = config.model_dump(mode="json")
-    tracker = open_tracker(config.tracking, run, is_first=world.rank == 0, values=values)
-
-    def extra() -> dict[str, Any]:
-        return {"tracker": tracker.id, "order": loader.order.state(), "intake": intake.state(engine.step)}
-
-    checkpoints = Checkpoint(engine, run, world, config.checkpoint, extra=extra)
-    progress = Progress(run, world, "train", total=num_steps, unit="steps")
-    watchers: list[Watcher] = [
-        Track(tracker, epoch_steps=loader.epoch_steps, num_steps=num_steps, agree=intake.agree),
-        Follow(loader.order, world),
-        Show(progress.show, num_steps=num_steps),
-        checkpoints,
-    ]
-    stop = Stop(world, max_minutes=config.run.max_minutes)
-    failed = True
-    try:
-        draws = loader.draws(engine.step, num_steps)
-        with stop.listening(), deaths_told(world.rank), contextlib.closing(draws):
-            ending = train(engine, intake.watched(draws, first=engine.step), watchers, stop)
-            _after(ending, engine.step, checkpoints)  # before the wait for the data workers to end: time may be short
-        failed = False
-    except Preempted:
-        failed = False
-        raise
-    finally:
-        tracker.close(failed=failed)
-        with contextlib.suppress(Exception):
-            engine.close()
+    session.train()
     if world.rank == 0:
-        from jobs.export import write_export
-
-        write_export(config, run.checkpoint(num_steps), run.export)
-        _write_page(run)
+        write_export(config, run.best_checkpoint() or run.checkpoint(engine.step), run.export)
+        write_page(run)
     world.barrier()
-    return {"steps": float(num_steps)}
+    return {"steps": float(engine.step)}
+
+
+def be_deterministic() -> None:
+    """Before the first kernel of a GPU. Raises, when it comes to it, for an operation that has no such algorithm."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def fresh_embedder(config: Config) -> Embedder:
@@ -241,23 +197,6 @@ def view_of(config: Config, embedder: Embedder) -> View:
     from retrieval_train.models import exported
 
     return exported.read_card(config.init.model)[0].view if config.init else embedder.view
-
-
-class Diverged(ValueError):
-    """The loss is no number any more."""
-
-
-def _after(ending: Ending, step: int, checkpoints: Any) -> None:
-    """Save; raise what the ending means."""
-    if ending == "not finite":
-        raise Diverged(
-            f"the loss or a gradient is not a finite number at step {step + 1}, which was not stepped. Lower optimizer.lr or "
-            "head_lr, or set engine.clip_norm lower, in a new run"
-        )
-    if step:  # before the first one there is nothing to save
-        checkpoints.save()
-    if ending != "finished":
-        raise Preempted(f"{ending} at step {step}" + ("; saved" if step else ""))
 
 
 def check_sets(sets: Mapping[str, str], run: RunDir) -> None:
@@ -287,19 +226,3 @@ def _tell(config: Config, loader: Loader, embedder: Embedder, num_steps: int, st
             nodes,
         )
     log.info("steps %d to %d on %d ranks of %s", step + 1, num_steps, loader.world.size, loader.world.device.type)
-
-
-def _write_page(run: RunDir) -> None:
-    """Curves of the run as `report.html`."""
-    from markupsafe import Markup
-
-    from retrieval_train import page
-    from retrieval_train.rundir import write_text
-
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    steps = [line["step"] for line in lines]
-    shown = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm", "images_per_s": "images a second"}
-    curves = [page.curve({run.path.name: (steps, [line[key] for line in lines])}, ylabel=y) for key, y in shown.items()]
-    body = Markup("").join(curves)
-    lead = f"{len(lines)} steps, {lines[-1]['images']:,} images; the last loss is {lines[-1]['loss']:.4f}."
-    write_text(run.page, page.page(f"Training run {run.path.name}", lead=lead, sections=[page.Section("Curves", body)]))

@@ -25,6 +25,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from retrieval_train.choice import Chosen
 
@@ -127,9 +128,26 @@ def identity(config: BaseModel, inputs: Mapping[str, str]) -> str:
 
     `inputs` are the digests of what the config's paths lead to: the same name with other content is another run.
     """
-    values = {"config": _without_places(config), "inputs": dict(inputs)}
+    values = {"config": frozen_values(config), "inputs": dict(inputs)}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def frozen_values(config: BaseModel) -> dict[str, Any]:
+    """What of a config makes the run what it is, as JSON: all but places. Paths are null: what they lead to is an input."""
+    return {name: _without_places(getattr(config, name)) for name in _kept_fields(config)}
+
+
+def as_now(values: Mapping[str, Any], config: BaseModel) -> dict[str, Any]:
+    """Frozen values that older code wrote, as this code would: fields that came since have their default, new places go."""
+    known = {name: value for name, value in values.items() if name not in type(config).model_fields}
+    for name, field in _kept_fields(config).items():
+        mine, theirs = getattr(config, name), values.get(name)
+        if name in values:
+            known[name] = as_now(theirs, mine) if isinstance(mine, BaseModel) and isinstance(theirs, Mapping) else theirs
+        elif not field.is_required():
+            known[name] = _without_places(field.get_default(call_default_factory=True, validated_data={}))
+    return known
 
 
 def _followed(path: Path) -> Path:
@@ -277,14 +295,15 @@ def place(**more: Any) -> dict[str, Any]:
     return {"place": True, **more}
 
 
+def _kept_fields(config: BaseModel) -> dict[str, FieldInfo]:
+    extra_of = {name: field.json_schema_extra for name, field in type(config).model_fields.items()}
+    places = {name for name, extra in extra_of.items() if isinstance(extra, dict) and extra.get("place")}
+    return {name: field for name, field in type(config).model_fields.items() if name not in places}
+
+
 def _without_places(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        kept: dict[str, Any] = {}
-        for name, field in type(value).model_fields.items():
-            extra = field.json_schema_extra
-            if not (isinstance(extra, dict) and extra.get("place")):
-                kept[name] = _without_places(getattr(value, name))
-        return kept
+        return frozen_values(value)
     if isinstance(value, Mapping):
         return {str(key): _without_places(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -75,6 +75,21 @@ class RunDir:
         return self.path / "ledger"
 
     @property
+    def faults(self) -> Path:
+        """Steps that were left out, as JSON lines: step, why, and where it was found."""
+        return self.path / "faults" / "skipped.jsonl"
+
+    @property
+    def roll_backs(self) -> Path:
+        """How often the run went back to a checkpoint, as JSON lines."""
+        return self.path / "roll_backs.jsonl"
+
+    @property
+    def stacks(self) -> Path:
+        """Where each rank was when the run hung."""
+        return self.path / "logs" / "stacks"
+
+    @property
     def tracker_id(self) -> Path:
         """The id of the run's W&B run, from its first start on: a run killed before its first checkpoint keeps it."""
         return self.path / "tracker_id"
@@ -138,6 +153,15 @@ class RunDir:
                 return named
         whole = sorted(folder for folder in self.checkpoints.glob("step-*") if (folder / "state.json").is_file())
         return whole[-1] if whole else None
+
+    def best_checkpoint(self) -> Path | None:
+        """The one that was judged best, where training is judged on the way."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.checkpoints / (self.checkpoints / "best").read_text().strip()
+        return None
+
+    def set_best(self, folder: Path) -> None:
+        write_text(self.checkpoints / "best", folder.name + "\n")
 
     def set_latest(self, folder: Path) -> None:
         write_text(self.checkpoints / "latest", folder.name + "\n")

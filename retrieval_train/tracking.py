@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -70,7 +71,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
 
     def close(self, *, failed: bool = False) -> None:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from retrieval_train.engine import checkpoint
-from retrieval_train.engine.params import MOMENTS, Optimizer, set_lr, squared_norm
+from retrieval_train.engine.params import set_lr, squared_norm
 from retrieval_train.heads.centres import Head
-from retrieval_train.rundir import write_names
 from retrieval_train.world import World
+
+if TYPE_CHECKING:
+    from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
 
 
 class CentreStep:
     """Every rank owns its rows, so nothing is averaged; only the norm is summed over the ranks."""
 
-    def __init__(self, head: Head, optimizer: Optimizer, world: World) -> None:
+    def __init__(self, head: Head, optimizer: OptimizerConfig, world: World) -> None:
         self._head = head
         self._world = world
+        self._config = optimizer
         self._optimizer = optimizer.build([optimizer.head_group(head)])
+        optimizer.make_state(self._optimizer, head.centre_CKD, step=0, moments=None)
+
+    @property
+    def lr(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
 
     def squared_norm(self, *, scale: float = 1.0) -> Tensor:
         """The sum of squared gradients over all ranks' centres, after they were divided by `scale`. Collective."""
@@ -34,22 +42,25 @@ class CentreStep:
     def step(self, *, lr_factor: float, clip_factor: float) -> None:
         set_lr(self._optimizer, lr_factor)
         for parameter in self._head.parameters():
-            if parameter.grad is not None and clip_factor < 1:
+            if parameter.grad is not None and clip_factor != 1:
                 parameter.grad.mul_(clip_factor)
         self._optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients: this step is left out."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The centres of this rank and their moments, for a checkpoint."""
         centre = self._head.centre_CKD
-        moments: dict[str, Any] = self._optimizer.state.get(centre, {})
-        tensors = {"centre": centre} | {name: moments.get(name, torch.zeros_like(centre)) for name in MOMENTS}
-        checkpoint.write_tensors(folder / f"centres-{self._world.rank:05d}.safetensors", tensors)
-        write_names(folder / f"classes-{self._world.rank:05d}.txt", self._head.class_names)
+        kept = self._optimizer.state[centre]
+        return {"centre": centre.detach()} | {kind: kept[kind] for kind in self._config.moments}
 
     def load(self, folder: Path, *, updates: int) -> None:
         """Take this rank's classes from whichever parts hold them. Raises CheckpointError for a class in none."""
-        found = checkpoint.read_centres(folder, self._head.class_names)
+        names = self._head.class_names
+        found = checkpoint.read_centres(folder, names)
         lacking = self._head.take(found.get("centre", {}))
         if lacking:
             few = ", ".join(lacking[:3])
@@ -58,8 +69,8 @@ class CentreStep:
                 "were classes added since? start a new run with `init.model` set to this run's export"
             )
         centre = self._head.centre_CKD
-        state: dict[str, Any] = {"step": torch.tensor(float(updates))}
-        for name in MOMENTS:
-            rows = [found[name][class_name] for class_name in self._head.class_names]
-            state[name] = torch.stack(rows).to(centre)
-        self._optimizer.state[centre] = state
+        moments = None
+        if updates:
+            rows = {kind: [found[kind][name] for name in names] for kind in self._config.moments}
+            moments = {kind: torch.stack(tables).to(centre) for kind, tables in rows.items()}
+        self._config.make_state(self._optimizer, centre, step=updates, moments=moments)

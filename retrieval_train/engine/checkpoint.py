@@ -5,7 +5,7 @@
     optimizer-<k>.safetensors   <tensor>.exp_avg and .exp_avg_sq, whole; any number of parts
     centres-<k>.safetensors     centre, exp_avg, exp_avg_sq: rows x K x D
     classes-<k>.txt             the classes of those rows, `domain/label`, a line each
-    state.json                  step, what the job adds (order, tracker); written last
+    state.json                  step, updates, loss scale, what the job adds (order, tracker, config); written last
     sums.json                   sha256 of every file above
 
 Any number of parts in any order: 8 ranks write what 3 ranks read.
@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from retrieval_train.rundir import read_json, read_names, write_json
+from retrieval_train.rundir import read_json, read_names
 
 if TYPE_CHECKING:
     from retrieval_train.world import World
@@ -34,64 +32,48 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
-_BUFFERS = "buffers.safetensors"
+BUFFERS = "buffers.safetensors"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: which file, and what to do."""
 
 
-# --- writing: every rank its parts, then rank 0 `seal`
+class Damaged(CheckpointError):
+    """A checkpoint with a file that is missing or has another sum."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:  # a checkpoint that is named must be on the disk
-        os.fsync(file.fileno())
+def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
+    """`state.json` of a checkpoint whose files are all there and unchanged. Collective: the ranks share the summing."""
+    state = peek(folder)
+    sums = sorted(read_json(folder / "sums.json").items())
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    problem = next(filter(None, (_problem(folder, name, wanted) for name, wanted in sums[rank::size])), "")
+    found = [text for text in (world.every(problem) if world else [problem]) if text]
+    if found:
+        raise Damaged(found[0])
+    return state
 
 
-def write_buffers(folder: Path, embedder: nn.Module, world: World) -> None:
-    """One file for all ranks, written by the first. Collective.
-
-    Batch norm is not synced: each rank's normalises by, and keeps statistics of, its own rows. So floating-point buffers
-    are averaged over the ranks; others (counts, indices) are the first rank's. A running mean is linear in what it
-    averages: ranks that all go on from the mean end with the mean that they would have had anyway, but for rounding.
-    """
-    whole = {}
-    for name, buffer in persistent_buffers(embedder).items():
-        if buffer.is_floating_point():
-            # float64: W equal float32 add up and divide exactly, so constants stay what they are
-            whole[name] = (world.sum(buffer.detach().double()) / world.size).to(buffer.dtype)
-        else:
-            whole[name] = buffer.detach()
-    if world.rank == 0:
-        write_tensors(folder / _BUFFERS, whole)
-
-
-def seal(folder: Path, state: Mapping[str, Any]) -> None:
-    """Sum all parts and write `state.json`: what makes the folder a checkpoint."""
-    sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    write_json(folder / "sums.json", sums)
-    write_json(folder / "state.json", {"schema": SCHEMA, **state})
-
-
-# --- reading
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint whose files are all there and unchanged."""
+def peek(folder: Path) -> dict[str, Any]:
+    """`state.json`, its files not looked at. Raises CheckpointError for a folder that is no checkpoint this code reads."""
     if not (folder / "state.json").is_file():
         raise CheckpointError(f"{folder} is no checkpoint: it has no state.json")
     state: dict[str, Any] = read_json(folder / "state.json")
     if state.get("schema", 0) > SCHEMA:
         raise CheckpointError(f"{folder} has schema {state['schema']}, this code reads up to {SCHEMA}; update the code")
-    for name, wanted in read_json(folder / "sums.json").items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; remove {folder} to go on from the checkpoint before it")
-        if _sha256(file) != wanted:
-            raise CheckpointError(f"{file} was changed or damaged; remove {folder} to go on from the one before it")
     return state
+
+
+def _problem(folder: Path, name: str, wanted: str) -> str:
+    file = folder / name
+    if not file.is_file():
+        return f"{file} is missing"
+    return "" if file_sum(file) == wanted else f"{file} was changed or damaged"
+
+
+def tell_fresh_moments(folder: Path, theirs: str, mine: str) -> None:
+    log.warning("%s was written by the optimizer %s, this is %s: its moments begin at zero", folder, theirs, mine)
 
 
 class Tensors:
@@ -115,7 +97,7 @@ class Tensors:
 def read_buffers(folder: Path, embedder: nn.Module) -> None:
     """Put the buffers into the embedder. Raises CheckpointError when they are another model's."""
     mine = persistent_buffers(embedder)
-    if not (folder / _BUFFERS).is_file():
+    if not (folder / BUFFERS).is_file():
         if mine:
             log.warning(
                 "%s was written before checkpoints kept buffers: the model's %d (batch norm's running statistics and the "
@@ -124,7 +106,7 @@ def read_buffers(folder: Path, embedder: nn.Module) -> None:
                 len(mine),
             )
         return
-    stored = Tensors(folder, _BUFFERS)
+    stored = Tensors(folder, BUFFERS)
     check_names(folder, stored.names(), set(mine), kind="buffers")
     with torch.no_grad():
         for name, buffer in mine.items():
@@ -168,7 +150,8 @@ def _centres_beside(names_file: Path) -> Path:
     return names_file.with_name(names_file.name.replace("classes-", "centres-")).with_suffix(".safetensors")
 
 
-def _sha256(path: Path) -> str:
+def file_sum(path: Path) -> str:
+    """sha256."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from retrieval_train.data.batch import Batch
 from retrieval_train.learner import Learner, Outcome
+from retrieval_train.models.drop import row_seeds
 
 
-def seeded(seed: int, step: int, rank: int) -> None:
-    """Dropout and the like follow from (seed, step, rank): a resumed run draws what the first would have drawn."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
+def draw(learner: Learner, batch: Batch, *, seed: int, step: int) -> None:
+    """What is random in a forward follows from (seed, step, row of the global batch): it is the same on any number of ranks
+    and in a run that was resumed. Only what is no layer of the embedder's (there is nothing today) follows the rank."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + learner.world.rank) % 2**63)
+    rows_N = torch.tensor(batch.row_N, dtype=torch.int64, device=learner.world.device)
+    learner.embedder.draw(row_seeds(seed, step, rows_N))  # type: ignore[operator]
 
 
 def global_loss(learner: Learner, embed: Callable[[Tensor], Tensor], batch: Batch) -> Outcome:

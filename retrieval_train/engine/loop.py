@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from retrieval_train.data.batch import Batch
-from retrieval_train.engine.engine import Engine, NotFinite, Report
+from retrieval_train.engine.agreement import Agreement
+from retrieval_train.engine.engine import Engine, Report
 from retrieval_train.engine.stop import Ending, Stop
 
 
 class Watcher(Protocol):
     """Called after every step, in the order in which the job lists them; every rank calls them."""
 
-    def after(self, report: Report) -> None: ...
+    def after(self, report: Report) -> Ending | None:
+        """Anything but None ends the loop: on all ranks or on none."""
+        ...
 
 
-def train(engine: Engine, draws: Iterable[Sequence[Batch]], watchers: Sequence[Watcher], stop: Stop) -> Ending:
-    """Step through `draws` until they end or the ranks agree to stop; says why."""
+class Clock:
+    """How long everything takes that is neither waiting for rows nor part of a step's mathematics."""
+
+    def __init__(self) -> None:
+        self.own_s = 0.0
+        """Of the last whole round: agreement, bookkeeping and watchers, their saving and evaluating included."""
+        self._began: float | None = None
+
+    def round(self, report: Report) -> None:
+        """Ends the round that `report` is of."""
+        now = time.perf_counter()
+        if self._began is not None:
+            of_step = report.forward_s + report.backward_s + report.update_s + report.wait_s
+            self.own_s = now - self._began - of_step
+        self._began = now
+
+
+def train(
+    engine: Engine,
+    draws: Iterable[Sequence[Batch]],
+    watchers: Sequence[Watcher],
+    agreement: Agreement,
+    stop: Stop,
+    *,
+    beat: Callable[[str], None],
+    clock: Clock,
+) -> Ending:
+    """Step through `draws` until they end, the ranks agree to stop or a watcher ends it; says why.
+
+    `beat` is told what comes next: "data", "step" or the name of a watcher.
+    """
+    beat("data")
     for micro_batches in draws:
+        agreement.agree()
         if ending := stop.agreed():
             return ending
-        try:
-            report = engine.train_step(micro_batches)
-        except NotFinite:
-            return "not finite"
+        beat("step")
+        report = engine.train_step(micro_batches)
         for watcher in watchers:
-            watcher.after(report)
+            beat(type(watcher).__name__)
+            if ending := watcher.after(report):
+                return ending
+        clock.round(report)
+        beat("data")
     return "finished"

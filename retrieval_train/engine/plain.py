@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
-from retrieval_train.engine.engine import EngineConfig, NotFinite, Report
-from retrieval_train.engine.params import MOMENTS, Optimizer, clip_factor, set_lr, squared_norm
-from retrieval_train.engine.schedule import Schedule
+from retrieval_train.engine.engine import EngineConfig
+from retrieval_train.engine.half import Decide
+from retrieval_train.engine.params import lr_of_group, set_lr, squared_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from retrieval_train.data.batch import Batch
+    from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
+    from retrieval_train.engine.schedule import Schedule
+    from retrieval_train.engine.stepper import Stepper
     from retrieval_train.learner import Learner
 
 
@@ -24,105 +25,69 @@ class Config(EngineConfig):
     name: Literal["plain"] = "plain"
     """The engine."""
 
-    def build(self, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int) -> Plain:
-        return Plain(self, learner, optimizer, schedule, seed=seed)
+    def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Schedule, *, seed: int) -> Stepper:
+        from retrieval_train.engine.stepper import Stepper
+
+        self.prepare(learner.embedder)
+        return Stepper(self, Replicated(learner, optimizer), learner, optimizer, schedule, seed)
 
 
-class Plain:
-    def __init__(
-        self, config: Config, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int
-    ) -> None:
-        from retrieval_train.engine.centre_step import CentreStep
+class Replicated:
+    """The embedder's half without DeepSpeed."""
 
-        self.step = 0
-        self._config, self._learner, self._schedule, self._seed = config, learner, schedule, seed
-        self._world = learner.world
-        learner.embedder.bf16 = config.precision == "bf16"  # type: ignore[assignment]
-        self._centres = CentreStep(learner.head, optimizer, self._world)
+    times = 1.0
+
+    def __init__(self, learner: Learner, optimizer: OptimizerConfig) -> None:
+        self._embedder, self._world, self._config = learner.embedder, learner.world, optimizer
         self._optimizer = optimizer.build(optimizer.groups(learner.embedder))
-        self._trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
-        for tensor in (*self._trained.values(), *learner.embedder.buffers()):
+        self.trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
+        for tensor in (*self.trained.values(), *learner.embedder.buffers()):
             tensor.data.copy_(self._world.from_first(tensor.detach().cpu()))
+        for parameter in self.trained.values():
+            optimizer.make_state(self._optimizer, parameter, step=0, moments=None)
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> Report:
-        from retrieval_train.engine.forward import DomainLosses, global_loss, seeded
+    def embed(self, image_NCHW: Tensor) -> Tensor:
+        emb_ND: Tensor = self._embedder(image_NCHW)
+        return emb_ND
 
-        started = time.perf_counter()
-        seeded(self._seed, self.step, self._world.rank)
-        loss, domain_losses = 0.0, DomainLosses(self._learner.domains)
-        for batch in micro_batches:
-            part, of_domain_2M = global_loss(self._learner, self._learner.embedder, batch)
-            domain_losses.add(of_domain_2M)
-            if not part.isfinite():
-                raise NotFinite(f"loss {part.item()} at step {self.step}")
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-        for parameter in self._trained.values():
-            if parameter.grad is not None:
-                parameter.grad = self._world.sum(parameter.grad)
-        norm = float((squared_norm(p.grad for p in self._trained.values()) + self._centres.squared_norm()).sqrt())
-        factor = self._schedule.factor(self.step)
-        clip = clip_factor(norm, self._config.clip_norm)
-        set_lr(self._optimizer, factor)
-        for parameter in self._trained.values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(clip)
-        self._optimizer.step()
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        if is_last:
+            for parameter in self.trained.values():
+                if parameter.grad is not None:
+                    parameter.grad = self._world.sum(parameter.grad)
+
+    def step(self, decide: Decide, *, lr_factor: float) -> None:
+        set_lr(self._optimizer, lr_factor)
+        factor = decide(float(squared_norm(p.grad for p in self.trained.values())))
+        if factor is not None:
+            for parameter in self.trained.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._centres.step(lr_factor=factor, clip_factor=clip)
-        self.step += 1
-        lr = max(group["lr"] for group in self._optimizer.param_groups)
-        return Report.of(
-            micro_batches,
-            step=self.step,
-            loss=loss,
-            lr=lr,
-            grad_norm=norm,
-            step_s=time.perf_counter() - started,
-            loss_of_domain=domain_losses.means(),
-        )
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        from retrieval_train.engine import checkpoint
+    def whole(self, name: str, moment: str | None = None) -> Tensor:
+        parameter = self.trained[name]
+        return parameter.detach() if moment is None else self._optimizer.state[parameter][moment]
 
-        if self._world.rank == 0:
-            moments = {
-                f"{name}.{kind}": self._optimizer.state[p][kind]
-                for name, p in self._trained.items()
-                for kind in MOMENTS
-            }
-            checkpoint.write_tensors(folder / "model.safetensors", self.trained_weights())
-            checkpoint.write_tensors(folder / "optimizer-00000.safetensors", moments)
-        checkpoint.write_buffers(folder, self._learner.embedder, self._world)
-        self._centres.save(folder)
-        self._world.barrier()
-        if self._world.rank == 0:
-            checkpoint.seal(folder, {"step": self.step, "extra": extra})
-        self._world.barrier()
+    def put(self, name: str, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
+        parameter = self.trained[name]
+        parameter.data.copy_(whole)
+        self._config.make_state(self._optimizer, parameter, step=self._updates, moments=moments)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        import torch
+    def set_updates(self, updates: int) -> None:
+        self._updates = updates
 
-        from retrieval_train.engine import checkpoint
+    def lr_of_group(self) -> dict[str, float]:
+        return lr_of_group(self._optimizer)
 
-        state = checkpoint.read_state(folder)
-        weights = checkpoint.Tensors(folder, "model.safetensors")
-        moments = checkpoint.Tensors(folder, "optimizer-*.safetensors")
-        checkpoint.check_names(folder, weights.names(), set(self._trained))
-        for name, parameter in self._trained.items():
-            parameter.data.copy_(weights[name])
-            kept = {kind: moments[f"{name}.{kind}"].to(parameter) for kind in MOMENTS}
-            self._optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **kept}
-        checkpoint.read_buffers(folder, self._learner.embedder)
-        self._centres.load(folder, updates=state["step"])
-        self.step = state["step"]
-        extra: dict[str, Any] = state["extra"]
-        return extra
+    @contextmanager
+    def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        yield self._embedder
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        if self._world.rank != 0:
-            return {}
-        return {name: parameter.detach().float().cpu() for name, parameter in self._trained.items()}
+    def replicated(self) -> dict[str, Tensor]:
+        return dict(self._embedder.named_parameters())
 
     def close(self) -> None:
         return None

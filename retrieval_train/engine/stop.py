@@ -1,7 +1,7 @@
 """When to stop before the end: a signal, Ctrl-C or the wall-clock budget, agreed by all ranks at a step boundary.
 
 The handler only sets a flag. A collective inside a signal handler deadlocks: the signal may reach one rank in the middle
-of another collective. So every rank asks `agreed` once a step, and all of them save the same step.
+of another collective. So the ranks agree once a step, and all of them save the same step.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Literal
 
-from retrieval_train.world import World
+from retrieval_train.engine.agreement import Agreement
 
 log = logging.getLogger(__name__)
 
-Ending = Literal["finished", "signal", "time", "not finite"]
+Ending = Literal["finished", "signal", "time", "early stop", "roll back", "not finite"]
 
 # USR2 is submitit's warning before the time limit, TERM is the scheduler's, INT the user's.
 # USR1 is left alone: NCCL may catch it.
@@ -28,10 +28,12 @@ _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 class Stop:
     """One a run; `listening()` installs the handlers for the time of the training loop."""
 
-    def __init__(self, world: World, *, max_minutes: float | None = None) -> None:
-        self._world = world
+    def __init__(self, agreement: Agreement, *, max_minutes: float | None = None) -> None:
+        self._agreement = agreement
         self._until = time.monotonic() + max_minutes * 60 if max_minutes else None
         self._caught: int | None = None
+        agreement.ask("signal", lambda: self._caught is not None)
+        agreement.ask("time", lambda: self._until is not None and time.monotonic() > self._until)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -43,12 +45,10 @@ class Stop:
                 signal.signal(number, handler)
 
     def agreed(self) -> Ending | None:
-        """Why all ranks stop now, or None. Collective."""
-        if self._world.any(self._caught is not None):
+        """Why all ranks stop now, or None."""
+        if self._agreement.says("signal"):
             return "signal"
-        if self._world.any(self._until is not None and time.monotonic() > self._until):
-            return "time"
-        return None
+        return "time" if self._agreement.says("time") else None
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self._caught == signal.SIGINT and number == signal.SIGINT:

@@ -1,13 +1,13 @@
 """DeepSpeed ZeRO, the engine that users run: the embedder is DeepSpeed's, the class centres stay outside.
 
 What DeepSpeed is given it broadcasts from rank 0 and averages, which would destroy centres that differ by rank. So a
-step has two halves that share one backward, one norm and one learning-rate factor:
+step has two halves that share one backward, one norm, one clipping factor and one decision:
 
     backward(loss x W)      DeepSpeed averages over the W ranks, our gradients are shares that must be summed
-    norm over both halves   DeepSpeed's own clipping is off; a hook before its optimizer's step scales the gradients
+    gate                    where DeepSpeed would step torch's optimizer, `Stepper` decides: scale and step, or leave it out
     DeepSpeed steps, then the centres step
 
-Checkpoints are read from and put back into ZeRO tensor by tensor, whole and float32, so that any stage and world size
+Tensors and moments are read from and put back into ZeRO one by one, whole and float32, so that any stage and world size
 loads any other's.
 """
 
@@ -15,22 +15,24 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from retrieval_train.engine.engine import EngineConfig, NotFinite, Report
-from retrieval_train.engine.params import MOMENTS, Optimizer, clip_factor, set_lr, squared_norm
-from retrieval_train.engine.schedule import Schedule
+from retrieval_train.config import place
+from retrieval_train.engine.engine import EngineConfig
+from retrieval_train.engine.half import Decide
+from retrieval_train.engine.params import lr_of_group, set_lr, squared_norm
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from retrieval_train.data.batch import Batch
+    from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
+    from retrieval_train.engine.schedule import Schedule
+    from retrieval_train.engine.stepper import Stepper
     from retrieval_train.learner import Learner
 
 
@@ -39,9 +41,9 @@ class Config(EngineConfig):
 
     name: Literal["zero"] = "zero"
     """The engine."""
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Literal[0, 1, 2, 3] = Field(default=2, json_schema_extra=place())
     """ZeRO stage."""
-    bucket_mb: float = Field(default=200, gt=0)
+    bucket_mb: float = Field(default=200, gt=0, json_schema_extra=place())
     """Size of the buffers in which gradients and weights travel."""
 
     def deepspeed_json(self) -> dict[str, Any]:
@@ -68,8 +70,11 @@ class Config(EngineConfig):
             }
         return values
 
-    def build(self, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int) -> Zero:
-        return Zero(self, learner, optimizer, schedule, seed=seed)
+    def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Schedule, *, seed: int) -> Stepper:
+        from retrieval_train.engine.stepper import Stepper
+
+        self.prepare(learner.embedder)
+        return Stepper(self, Sharded(self, learner, optimizer), learner, optimizer, schedule, seed)
 
 
 def keep_compiled_ops_with_this_python() -> None:
@@ -91,23 +96,21 @@ def compile_ops() -> None:
     ShareMemCommBuilder().load(verbose=False)
 
 
-class Zero:
-    def __init__(
-        self, config: Config, learner: Learner, optimizer: Optimizer, schedule: Schedule, *, seed: int
-    ) -> None:
-        from retrieval_train.engine.centre_step import CentreStep
+class Sharded:
+    """The embedder's half under ZeRO."""
 
+    def __init__(self, config: Config, learner: Learner, optimizer: OptimizerConfig) -> None:
         keep_compiled_ops_with_this_python()
         import deepspeed
 
-        self.step = 0
-        self._config, self._learner, self._schedule, self._seed = config, learner, schedule, seed
-        self._world = learner.world
-        learner.embedder.bf16 = config.precision == "bf16"  # type: ignore[assignment]
-        self._centres = CentreStep(learner.head, optimizer, self._world)
-        self._trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
+        self._stage, self._config, self._world = config.stage, optimizer, learner.world
+        self.times = float(self._world.size)
+        self.trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
         self._optimizer = optimizer.build(optimizer.groups(learner.embedder))
-        self._optimizer.register_step_pre_hook(self._clip)
+        self._decide: Decide | None = None
+        self._factor: float | None = None
+        self._step_optimizer = self._optimizer.step
+        self._optimizer.step = self._gate  # type: ignore[method-assign]
         self._deepspeed, *_ = deepspeed.initialize(
             model=learner.embedder,
             optimizer=self._optimizer,
@@ -115,121 +118,94 @@ class Zero:
             dist_init_required=False,
         )
         self._make_moments()
-        self._norm = 0.0
-        self._clip_factor: float | None = None
-        self._centres_squared = 0.0
 
     # --- stepping
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> Report:
-        from retrieval_train.engine.forward import DomainLosses, global_loss, seeded
+    def embed(self, image_NCHW: Tensor) -> Tensor:
+        emb_ND: Tensor = self._deepspeed(image_NCHW)
+        return emb_ND
 
-        assert len(micro_batches) == self._config.accumulate, "DeepSpeed counts the micro-batches of a step"
-        started = time.perf_counter()
-        seeded(self._seed, self.step, self._world.rank)
-        factor = self._schedule.factor(self.step)
-        set_lr(self._optimizer, factor)
-        loss, domain_losses = 0.0, DomainLosses(self._learner.domains)
-        for index, batch in enumerate(micro_batches):
-            part, of_domain_2M = global_loss(self._learner, self._deepspeed, batch)
-            domain_losses.add(of_domain_2M)
-            if not part.isfinite():  # the same number on every rank, so all stop here
-                raise NotFinite(f"loss {part.item()} at step {self.step}")
-            self._deepspeed.backward(part * self._world.size, scale_wrt_gas=False)
-            loss += part.item()
-            if index == len(micro_batches) - 1:
-                self._centres_squared = float(self._centres.squared_norm(scale=self._world.size))
-                self._clip_factor = None
-            self._deepspeed.step()
-        if self._clip_factor is None:
-            raise NotFinite(f"gradient at step {self.step}: DeepSpeed left its step out")
-        self._centres.step(lr_factor=factor, clip_factor=self._clip_factor)
-        self.step += 1
-        lr = max(group["lr"] for group in self._optimizer.param_groups)
-        return Report.of(
-            micro_batches,
-            step=self.step,
-            loss=loss,
-            lr=lr,
-            grad_norm=self._norm,
-            step_s=time.perf_counter() - started,
-            loss_of_domain=domain_losses.means(),
-        )
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self._deepspeed.backward(loss * self._world.size, scale_wrt_gas=False)
+        if not is_last:
+            self._deepspeed.step()  # only counts the micro-batch
 
-    def _clip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs right before torch's own step, once per call: ZeRO calls it once for every group it steps."""
-        if self._clip_factor is None:  # the first group of this step
-            if self._config.stage == 0:
-                embedder_squared = float(squared_norm(p.grad for p in self._trained.values()))
-            else:
-                embedder_squared = float(self._deepspeed.optimizer._global_grad_norm) ** 2
-            self._norm = (embedder_squared + self._centres_squared) ** 0.5
-            self._clip_factor = clip_factor(self._norm, self._config.clip_norm)
-        for group in optimizer.param_groups:
+    def step(self, decide: Decide, *, lr_factor: float) -> None:
+        set_lr(self._optimizer, lr_factor)
+        self._decide = decide
+        self._deepspeed.step()
+        self._decide = None
+
+    def _gate(self, closure: Any = None) -> Any:
+        """What DeepSpeed takes for torch's step; ZeRO calls it once for every group that it steps."""
+        if self._decide is not None:
+            self._factor, self._decide = self._decide(self._squared_norm()), None
+        if self._factor is None:
+            return None
+        for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self._clip_factor)
+                    parameter.grad.mul_(self._factor)
+        return self._step_optimizer()
+
+    def _squared_norm(self) -> float:
+        if self._stage == 0:
+            return float(squared_norm(p.grad for p in self.trained.values()))
+        return float(self._deepspeed.optimizer._global_grad_norm) ** 2
 
     # --- state
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        from retrieval_train.engine import checkpoint
+    def whole(self, name: str, moment: str | None = None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        weights = self.trained_weights()
-        if self._world.rank == 0:
-            checkpoint.write_tensors(folder / "model.safetensors", weights)
-        mine = {}
-        for index, (name, parameter) in enumerate(self._trained.items()):
-            for kind in MOMENTS:
-                whole = self._whole(parameter, kind)
-                if index % self._world.size == self._world.rank:
-                    mine[f"{name}.{kind}"] = whole.cpu()
-        checkpoint.write_tensors(folder / f"optimizer-{self._world.rank:05d}.safetensors", mine)
-        checkpoint.write_buffers(folder, self._learner.embedder, self._world)
-        self._centres.save(folder)
-        self._world.barrier()
-        if self._world.rank == 0:
-            checkpoint.seal(folder, {"step": self.step, "extra": extra})
-        self._world.barrier()
+        parameter: Any = self.trained[name]
+        if self._stage == 0:
+            return parameter.detach() if moment is None else self._optimizer.state[parameter][moment]
+        whole = (
+            safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+        )
+        return whole.view(self._shape(parameter))  # type: ignore[no-any-return]
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        from retrieval_train.engine import checkpoint
+    def put(self, name: str, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
+        parameter = self.trained[name]
+        self._put(parameter, whole)
+        for kind, moment in moments.items():
+            self._put_moment(parameter, kind, moment)
 
-        state = checkpoint.read_state(folder)
-        weights = checkpoint.Tensors(folder, "model.safetensors")
-        moments = checkpoint.Tensors(folder, "optimizer-*.safetensors")
-        checkpoint.check_names(folder, weights.names(), set(self._trained))
-        for flat in self._stepped():
-            self._optimizer.state[flat]["step"].fill_(float(state["step"]))
-        for name, parameter in self._trained.items():
-            self._put(parameter, weights[name].to(self._world.device))
-            for kind in MOMENTS:
-                self._put_moment(parameter, kind, moments[f"{name}.{kind}"].to(self._world.device))
-        checkpoint.read_buffers(folder, self._learner.embedder)
-        self._centres.load(folder, updates=state["step"])
-        self.step = state["step"]
-        extra: dict[str, Any] = state["extra"]
-        return extra
+    def set_updates(self, updates: int) -> None:
+        for flat in self._stepped() if self._config.has_step else ():
+            self._optimizer.state[flat]["step"].fill_(float(updates))
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        wholes = {}
-        for name, parameter in self._trained.items():
-            whole = self._whole(parameter)
-            if self._world.rank == 0:
-                wholes[name] = whole.detach().float().cpu().clone()
-        return wholes
+    def lr_of_group(self) -> dict[str, float]:
+        return lr_of_group(self._optimizer)
+
+    def replicated(self) -> dict[str, Tensor]:
+        return {} if self._stage == 3 else dict(self._deepspeed.module.named_parameters())
+
+    @contextmanager
+    def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        if self._stage < 3:
+            yield self._deepspeed.module
+            return
+        import torch
+
+        yield self._in_step
+        while side := self._largest(0):  # a rank that has no more images goes along with those that have
+            self._deepspeed.module(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self._world.device))
+
+    def _in_step(self, image_NCHW: Tensor) -> Tensor:
+        """Under stage 3 a forward gathers weights from all ranks: all of them do one, or none does."""
+        self._largest(image_NCHW.shape[-1])
+        emb_ND: Tensor = self._deepspeed.module(image_NCHW)
+        return emb_ND
+
+    def _largest(self, side: int) -> int:
+        import torch
+
+        return int(self._world.max(torch.tensor(side)).item())
 
     def close(self) -> None:
         self._deepspeed.destroy()
-
-    def _whole(self, parameter: Tensor, kind: str | None = None) -> Tensor:
-        """A trained tensor, or one of its moments, whole and float32 on every rank. Collective."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        if self._config.stage == 0:
-            return parameter.detach() if kind is None else self._optimizer.state[parameter][kind]
-        whole = safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
-        return whole.view(self._shape(parameter))  # type: ignore[no-any-return]
 
     def _put(self, parameter: Any, whole: Tensor) -> None:
         """Into ZeRO's float32 copy and into the weights that the forward uses."""
@@ -239,17 +215,17 @@ class Zero:
 
         with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(whole)
-        if self._config.stage == 3:
+        if self._stage == 3:
             safe_set_local_fp32_param(parameter, self._my_part(parameter, whole))
-        elif self._config.stage > 0:
+        elif self._stage > 0:
             safe_set_full_fp32_param(parameter, whole)
 
     def _put_moment(self, parameter: Any, kind: str, whole: Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        if self._config.stage == 0:
+        if self._stage == 0:
             self._optimizer.state[parameter][kind].copy_(whole)
-        elif self._config.stage == 3:
+        elif self._stage == 3:
             safe_set_local_optimizer_state(parameter, self._my_part(parameter, whole), kind)
         else:
             safe_set_full_optimizer_state(parameter, whole, kind)
@@ -265,26 +241,23 @@ class Zero:
         return padded[size * self._world.rank :][:size]
 
     def _make_moments(self) -> None:
-        """AdamW's state before its first step: a resumed run puts its values there.
+        """The optimizer's state before its first step: a resumed run puts its values there.
 
         Without a resume too: ZeRO 1 and 2 link moments to tensors once, after the first group's step, when the later
         groups have none yet; those would stay unreadable (DeepSpeed 0.19).
         """
-        import torch
-
         for flat in self._stepped():
-            moments = {kind: torch.zeros_like(flat) for kind in MOMENTS}
-            self._optimizer.state[flat] = {"step": torch.tensor(0.0), **moments}
-        if self._config.stage in (1, 2):
+            self._config.make_state(self._optimizer, flat, step=0, moments=None)
+        if self._stage in (1, 2):
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _stepped(self) -> Iterator[Any]:
         """The tensors that torch's optimizer steps: ours at stage 0, ZeRO's flat partitions else."""
-        if self._config.stage == 3:
+        if self._stage == 3:
             yield from self._deepspeed.optimizer.fp32_partitioned_groups_flat
         else:
             for group in self._optimizer.param_groups:
                 yield from group["params"]
 
     def _shape(self, parameter: Any) -> Any:
-        return parameter.ds_shape if self._config.stage == 3 else parameter.shape
+        return parameter.ds_shape if self._stage == 3 else parameter.shape

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -31,8 +31,6 @@ class Config(Section):
 
     batch: int = Field(default=64, ge=1, json_schema_extra=place())
     """Images of one forward, on each rank."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16; vectors are stored in float32 all the same."""
     workers: int = Field(default=1, ge=0, json_schema_extra=place())
     """Processes of each rank that decode; 0 decodes between the forwards."""
 
@@ -86,16 +84,15 @@ class Embeddings:
         return [str(key) for key in pyarrow.parquet.read_table(self.folder / "keys.parquet")["key"].to_pylist()]
 
 
-def embed(
-    source: Source, reader: Reader, folder: Path, world: World, config: Config, *, shown: Callable[[int], None]
-) -> Embeddings:
-    """Embed every sample of `reader`; parts that lie in `folder` already are kept. Collective.
+def embed_mine(
+    source: Source, reader: Reader, out: Embeddings, world: World, config: Config, *, shown: Callable[[int], None]
+) -> int:
+    """Embed this rank's parts of `reader`, but for those that lie there already; how many images these were.
 
-    `shown` is told how many images this rank has done. Raises ValueError that names an image that does not decode, and
-    one whose vector is not finite.
+    Not collective. `shown` is told after each part how many images are done. Raises ValueError that names an image that
+    does not decode, and one whose vector is not finite.
     """
-    out = Embeddings(folder, len(reader))
-    folder.mkdir(parents=True, exist_ok=True)
+    out.folder.mkdir(parents=True, exist_ok=True)
     missing = [part for part in out.mine(world) if not (out.file(part).is_file() and _keys_file(out, part).is_file())]
     done = 0
     for part, (keys, vectors_ND) in zip(missing, _embedded(source, reader, out, missing, world, config), strict=True):
@@ -105,11 +102,16 @@ def embed(
         _write_part(out, part, keys, vectors_ND)
         done += len(keys)
         shown(done)
+    return done
+
+
+def join(embedded: Sequence[Embeddings], world: World) -> None:
+    """Wait until all ranks' parts are there, and write each folder's table of keys. Collective."""
     world.barrier()
     if world.rank == 0:
-        _join_keys(out)
+        for out in embedded:
+            _join_keys(out)
     world.barrier()
-    return out
 
 
 def _embedded(
@@ -131,7 +133,7 @@ def _embedded(
         num_workers=config.workers,
         multiprocessing_context="fork" if config.workers else None,
         collate_fn=lambda pair: pair,
-        worker_init_fn=_one_core,
+        worker_init_fn=_start_worker,
     )
     stream = iter(loader)
     for part in missing:
@@ -142,8 +144,7 @@ def _embedded(
             if isinstance(item, ValueError):
                 raise item
             some, stacked = item
-            bf16 = config.precision == "bf16"
-            with torch.inference_mode(), torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
+            with torch.no_grad():  # no inference mode: what a model in training caches there could not be trained with
                 rows.append(source.embed(stacked.to(world.device)).float().cpu().numpy())
             keys += some
         yield keys, np.concatenate(rows)
@@ -169,10 +170,15 @@ class _Images:
         return [sample.key for sample in found], stack
 
 
-def _one_core(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    """On one core; Ctrl-C and the scheduler's signals are its rank's, which ends it."""
+    import signal
+
     import torch
 
     torch.set_num_threads(1)
+    for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(caught, signal.SIG_IGN)
 
 
 def _keys_file(out: Embeddings, part: int) -> Path:

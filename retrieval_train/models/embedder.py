@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from retrieval_train.data.view import View
 from retrieval_train.models.backbones.backbone import BackboneConfig
+from retrieval_train.models.drop import Rows, follow_rows
 from retrieval_train.models.necks.neck import NeckConfig
 
 
@@ -17,8 +18,9 @@ class Embedder(nn.Module):
     std_3HW: Tensor
     view: View
     """How an image becomes the network's square, where nothing else is said."""
-    bf16: bool = False
-    """Matrix products in bfloat16. Switched on in here, because DeepSpeed's wrapper switches off what is around it."""
+    precision: str = "fp32"
+    """bf16, fp16: matrix products in 16 bits. Switched on in here, because DeepSpeed's wrapper switches off what is around
+    it."""
 
     def __init__(self, backbone: BackboneConfig, neck: NeckConfig, *, with_weights: bool = True) -> None:
         super().__init__()
@@ -27,13 +29,22 @@ class Embedder(nn.Module):
         self.neck = neck.build(built.num_features)
         self.view = built.view
         self.dim = neck.dim(built.num_features)
+        self.rows = Rows()
+        follow_rows(self, self.rows)
         # whether a buffer is in the export does not matter: both are in its JSON
         self.register_buffer("mean_3HW", torch.tensor(built.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std_3HW", torch.tensor(built.std).view(3, 1, 1) * 255, persistent=False)
 
+    def draw(self, seed_N: Tensor | None) -> None:
+        """What dropout drops in the next training forwards: models/drop.py. The seeds must stay until their backward."""
+        self.rows.draw(seed_N)
+
     def forward(self, image_NCHW: Tensor) -> Tensor:
+        if self.training:
+            self.rows.check(len(image_NCHW))
         normal_NCHW = (image_NCHW.to(self.mean_3HW.dtype) - self.mean_3HW) / self.std_3HW
-        with torch.autocast(image_NCHW.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(image_NCHW.device.type, dtype=dtype, enabled=self.precision != "fp32"):
             out: Tensor = self.neck(self.backbone(normal_NCHW))
         return out
 

@@ -33,6 +33,8 @@ class Config(Section):
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from retrieval_train.models.drop import follow_rows
+
         _call_fused_layers(embedder.backbone)
         names = self._layers(embedder.backbone)
         if not names:
@@ -44,6 +46,7 @@ class Config(Section):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             embedder.backbone = get_peft_model(embedder.backbone, config)
+        follow_rows(embedder.backbone, embedder.rows)
 
     def _layers(self, backbone: nn.Module) -> list[str]:
         found = [name for name, _ in _linear(backbone) if name.rpartition(".")[2] in self.targets and "blocks." in name]
@@ -72,8 +75,10 @@ def check_alive(embedder: Embedder, *, image_px: int) -> None:
     device = next(embedder.parameters()).device
     image = torch.randint(0, 255, (2, 3, image_px, image_px), dtype=torch.uint8, device=device)
     before = {name: buffer.clone() for name, buffer in embedder.named_buffers()}
+    embedder.draw(torch.arange(2, device=device))
     with torch.random.fork_rng():
         embedder(image).square().sum().backward()
+    embedder.draw(None)
     for name, value in before.items():
         embedder.get_buffer(name).copy_(value)
     dead = [name for name, p in embedder.named_parameters() if p.requires_grad and p.grad is None]

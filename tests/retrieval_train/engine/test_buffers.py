@@ -17,7 +17,7 @@ from retrieval_train.data.batch import Batch
 from retrieval_train.engine import plain, zero
 from retrieval_train.engine.checkpoint import CheckpointError, Tensors, persistent_buffers
 from retrieval_train.engine.engine import Engine, EngineConfig
-from retrieval_train.engine.params import Optimizer
+from retrieval_train.engine.optimizers import adamw
 from retrieval_train.engine.schedule import ScheduleConfig
 from retrieval_train.heads import arcface
 from retrieval_train.heads.centres import Head
@@ -29,6 +29,7 @@ from retrieval_train.models.embedder import Embedder, build_embedder
 from retrieval_train.models.necks import linear
 from retrieval_train.world import Alone, World
 from tests.processes import run_ranks
+from tests.retrieval_train.engine.test_engines import save
 
 CLASSES = [f"toys/{name}" for name in "abcde"]
 NET = timm.Config(model="test_resnet", image_px=32, weights="none")
@@ -46,7 +47,9 @@ def engine_of(name: str, world: World) -> tuple[Engine, Embedder]:
     embedder = build_embedder(NET, NECK, seed=0)
     head = Head(arcface.Config(), CLASSES, dim=8, world=world, seed=3)
     learner = Learner(embedder, head, softmax.Config(), world)
-    return ENGINES[name].build(learner, Optimizer(lr=0.01), ScheduleConfig().build(STEPS), seed=0), embedder
+    return ENGINES[name].build(
+        learner, adamw.Config(lr=0.01), ScheduleConfig().build(STEPS, epoch_steps=STEPS, batch=7), seed=0
+    ), embedder
 
 
 def train(engine: Engine, world: World, *, until: int) -> None:
@@ -57,14 +60,12 @@ def train(engine: Engine, world: World, *, until: int) -> None:
         generator = torch.Generator().manual_seed(engine.step)
         image = torch.randint(0, 255, (7, 3, 32, 32), generator=generator, dtype=torch.uint8)
         label = torch.randint(0, len(CLASSES), (7,), generator=generator)
-        engine.train_step([Batch(image[mine], label[mine], counts, 1.0)])
+        rows = tuple(range(cuts[world.rank], cuts[world.rank + 1]))
+        engine.train_step([Batch(image[mine], label[mine], counts, 1.0, row_N=rows)])
 
 
 def saved(engine: Engine, folder: Path, world: World) -> dict[str, Tensor]:
-    if world.rank == 0:
-        folder.mkdir()
-    world.barrier()
-    engine.save(folder, {})
+    save(engine, folder, {}, world)
     stored = Tensors(folder, "buffers.safetensors")
     return {name: stored[name] for name in stored.names()}
 

@@ -37,7 +37,7 @@ def test_an_embedder_is_the_same_for_the_same_seed() -> None:
 def test_bf16_is_on_inside_even_where_a_wrapper_switches_autocast_off() -> None:
     model = embedder()
     exact = model(IMAGE)
-    model.bf16 = True
+    model.precision = "bf16"
     with torch.autocast("cpu", enabled=False):  # what DeepSpeed's forward does
         out = model(IMAGE)
     assert out.dtype == torch.bfloat16

@@ -1,0 +1,234 @@
+"""Evaluation during training: what the evaluate job would say of an export of this step, without stopping the stream.
+
+All ranks embed and search the evaluation set with the weights as they stand. The best step's checkpoint is kept; a run whose
+metric gets no better for `patience` evaluations ends. What was seen so far is in every checkpoint: a run that is resumed
+stops at the same step as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from jobs.evaluate import EvaluationData, embedding_shown, source_of
+from jobs.job import Progress
+from retrieval_train.config import place
+from retrieval_train.evaluation.embed import Config as Embed
+from retrieval_train.evaluation.index import Config as Index
+from retrieval_train.evaluation.metrics import MERGED, METRICS
+
+if TYPE_CHECKING:
+    from retrieval_train.data.view import View
+    from retrieval_train.engine.engine import Engine, Report
+    from retrieval_train.engine.stop import Ending
+    from retrieval_train.evaluation.metrics import Scores
+    from retrieval_train.rundir import RunDir
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+
+class Config(EvaluationData):
+    """Evaluate on the way, keep the best step, and stop when nothing gets better."""
+
+    every_steps: int = Field(default=500, ge=1)
+    """Steps between two evaluations; the last step always has one."""
+    metric: str = "mMP@5"
+    """What is to get better, over all domains in one index."""
+    patience: int | None = Field(default=None, ge=1)
+    """The run stops after so many evaluations in a row that were no better than the best; null: never before its length."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """Better means: by more than this."""
+    first: bool = Field(default=True, json_schema_extra=place())
+    """Evaluate before the first step too: where training started from, which is never the best."""
+    embed: Embed = Embed()
+    """How images become vectors; in the engine's precision."""
+    index: Index = Index()
+    """How vectors are searched."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"'{metric}' is no metric; there are: {', '.join(METRICS)}")
+        return metric
+
+
+class _Stopping(Exception):
+    """This rank is to stop before its share is embedded."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is evaluated, and how it sees images."""
+
+    engine: Engine
+    view: View
+    image_px: int
+
+
+class Judge:
+    """A watcher before the one that writes the figures. Methods are collective, but for `figures` and `state`."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        run: RunDir,
+        world: World,
+        *,
+        shards_root: Path,
+        num_steps: int,
+        save: Callable[[], None],
+        is_stopping: Callable[[], bool] = lambda: False,
+        beat: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        """`save` makes a checkpoint of this step. An evaluation is given up when a rank `is_stopping`, for the time that
+        a preempted run has is short; the next start makes up for it. `beat` is told that evaluation goes on."""
+        self._config, self._model, self._run, self._world = config, model, run, world
+        self._retrieval = config.open(shards_root)
+        self._num_steps, self._save, self._is_stopping, self._beat = num_steps, save, is_stopping, beat
+        self._figures: dict[str, float] = {}
+        self._history: list[tuple[int, float]] = []
+        self._best: tuple[int, float] | None = None
+        self._in_vain = 0
+
+    # --- judging
+
+    def start(self) -> None:
+        """Before the first step of a start: judge what training begins from, or the step that an earlier start gave up."""
+        step = self._model.engine.step
+        is_due = self._config.first if step == 0 else self._is_due(step)
+        if is_due and step not in dict(self._history):
+            self._evaluate(step)
+
+    def after(self, report: Report) -> None:
+        if self._is_due(report.step):
+            self._evaluate(report.step)
+
+    def figures(self) -> dict[str, float]:
+        """Of an evaluation of this step, for the tracker; {} after that."""
+        figures, self._figures = self._figures, {}
+        return figures
+
+    @property
+    def curve(self) -> tuple[list[int], list[float]]:
+        """Steps, and the metric's value after each."""
+        return [step for step, _ in self._history], [value for _, value in self._history]
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint of the best step, for the export."""
+        return self._run.checkpoint(self._best[0]) if self._best else None
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """Whether patience is used up."""
+        return self._config.patience is not None and self._in_vain >= self._config.patience
+
+    def _is_due(self, step: int) -> bool:
+        return step > 0 and (step % self._config.every_steps == 0 or step == self._num_steps)
+
+    def _evaluate(self, step: int) -> None:
+        began = time.perf_counter()
+        scores = self._scores(step)
+        if scores is None:
+            log.info("step %d: the evaluation is given up, the next start does it", step)
+            return
+        split, metric, value = self._config.split, self._config.metric, scores[MERGED][self._config.metric]
+        self._history.append((step, value))
+        if step:  # the tracker's first line is the first step's
+            self._figures = {f"{split}/{name}": number for name, number in scores[MERGED].items()}
+            of_domain = {name: numbers[metric] for name, numbers in scores.items() if name != MERGED}
+            self._figures |= {f"{split}/{name}/{metric}": number for name, number in of_domain.items()}
+            self._figures["evaluate_s"] = round(time.perf_counter() - began, 3)
+        log.info("step %d  %s %s %.4f, in %.1f s", step, split, metric, value, time.perf_counter() - began)
+        if step:
+            self._compare(step, value)
+
+    def _scores(self, step: int) -> Scores | None:
+        """Of the weights as they stand, on all ranks; None where a rank is to stop."""
+        from retrieval_train.evaluation import metrics
+
+        retrieval, folder, world = self._retrieval, self._run.embeddings, self._world
+        if world.rank == 0:  # what a start left behind that was killed
+            shutil.rmtree(folder, ignore_errors=True)
+        world.barrier()
+        progress = Progress(self._run, world, f"evaluate step {step}", total=len(retrieval), unit="images")
+        show = embedding_shown(progress, retrieval, world)
+        is_given_up = False
+        # nothing collective in this block but the forwards, which the engine sees to
+        with self._model.engine.embedding() as embed:
+            source = source_of(embed, self._model.view, self._model.image_px)
+            try:
+                retrieval.embed(source, folder, world, self._config.embed, shown=partial(self._shown, show))
+            except _Stopping:
+                is_given_up = True
+        scores = None
+        if not world.any(is_given_up):
+            hits = retrieval.search(folder, world, self._config.index)
+            scores = world.from_first(metrics.evaluate(hits, retrieval.truth) if world.rank == 0 else None)
+        if world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        return scores
+
+    def _shown(self, show: Callable[[int], None], done: int) -> None:
+        self._beat("Judge")
+        show(done)
+        if self._is_stopping():
+            raise _Stopping
+
+    def _compare(self, step: int, value: float) -> None:
+        """Keep the checkpoint of a step that is better than all before."""
+        from retrieval_train.engine.saving import NotSaved
+
+        best, in_vain = self._best, self._in_vain + 1
+        if best is not None and value <= best[1] + self._config.min_delta:
+            self._in_vain = in_vain
+            return
+        self._best, self._in_vain = (step, value), 0  # before saving: the checkpoint shall say that it is the best
+        try:
+            self._save()
+        except NotSaved as error:  # on all ranks
+            self._best, self._in_vain = best, in_vain
+            log.warning("step %d is the best so far and cannot be kept: %s", step, error)
+            return
+        if self._world.rank == 0:
+            self._run.set_best(self._run.checkpoint(step))
+
+    # --- state
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"history": self._history, "best": self._best, "in_vain": self._in_vain}
+
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        self._figures = {}
+        self._history = [(step, value) for step, value in state.get("history", [])]
+        self._best = tuple(state["best"]) if state.get("best") else None
+        self._in_vain = state.get("in_vain", 0)
+        if self.best is None:
+            return
+        if not self._world.from_first((self.best / "state.json").is_file()):
+            log.warning("%s, the best so far, is gone; the best of what follows is kept", self.best)
+            self._best, self._in_vain = None, 0
+        elif self._world.rank == 0:  # a kill may have come between the checkpoint and its name
+            self._run.set_best(self.best)
+
+
+class Patience:
+    """Ends the run when the judge has seen enough: a watcher of its own, the last, so that the others see this step too."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def after(self, report: Report) -> Ending | None:
+        return "early stop" if self._judge.has_seen_enough else None

@@ -1,0 +1,251 @@
+"""The live parts of one start of a training run on one rank: how they take up an earlier start's state, and end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.job import Preempted, Progress, tell_failure
+from jobs.training.figures import Speed
+from jobs.training.judge import Judge
+from retrieval_train.config import frozen_values
+from retrieval_train.data.deaths import deaths_told
+from retrieval_train.data.intake import Intake, cut_back
+from retrieval_train.data.loader import Loader
+from retrieval_train.engine.agreement import Agreement
+from retrieval_train.engine.checkpoint import Damaged
+from retrieval_train.engine.divergence import check_equal
+from retrieval_train.engine.engine import Engine, Report
+from retrieval_train.engine.faults import Faults
+from retrieval_train.engine.hang import Watchdog
+from retrieval_train.engine.loop import Clock, Watcher, train
+from retrieval_train.engine.mirror import Mirror, catch_up
+from retrieval_train.engine.saving import Checkpoints, NotSaved
+from retrieval_train.engine.stop import Ending, Stop
+from retrieval_train.engine.stragglers import Stragglers
+from retrieval_train.engine.uploads import Uploads
+from retrieval_train.engine.watchers import Follow, Show, Track
+from retrieval_train.learner import Learner
+from retrieval_train.rundir import RunDir
+from retrieval_train.tracking import cut_metrics, open_tracker
+
+if TYPE_CHECKING:
+    from jobs.train import Config
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+_UPLOAD_S = 600.0  # how long the end of a run waits for its last upload; a preempted one has less time, and goes
+
+
+class NotFinite(ValueError):
+    """The loss or gradients are no numbers, again and again."""
+
+
+class Session:
+    """Methods are collective."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDir,
+        world: World,
+        learner: Learner,
+        loader: Loader,
+        engine: Engine,
+        num_steps: int,
+    ) -> None:
+        self._config, self._run, self._world, self._num_steps = config, run, world, num_steps
+        self._learner, self._loader, self.engine = learner, loader, engine
+        self._intake = Intake(
+            world,
+            bad_file=run.bad / f"{world.rank:05d}.jsonl",
+            ledger_file=run.ledger / f"{world.rank:05d}.tsv" if config.data.ledger else None,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        self._faults = Faults(config.faults, engine, learner, run, world)
+        self._agreement, self._stragglers, self._clock = Agreement(world), Stragglers(world), Clock()
+        self._stop = Stop(self._agreement, max_minutes=config.run.max_minutes)
+        self._uploads = self._open_mirror()
+        self._judge = Judge(config.evaluate, self, run, world) if config.evaluate else None
+        self._resume()
+        self.checkpoints = Checkpoints(
+            engine,
+            run,
+            world,
+            config.checkpoint,
+            self._agreement,
+            extra=self._extra,
+            sealed=self._uploads.submit if self._uploads else lambda folder: None,
+            held=self._uploads.holds if self._uploads else set,
+        )
+        self._tracker = open_tracker(
+            config.tracking, run, is_first=world.rank == 0, values=config.model_dump(mode="json")
+        )
+
+    # --- training
+
+    def train(self) -> Ending:
+        """To the end, through roll-backs. Raises Preempted when it stopped before, and NotFinite."""
+        failed = True
+        try:
+            with self._stop.listening(), deaths_told(self._world.rank), self._watchdog() as beat:
+                while (ending := self._train(beat)) == "roll back":
+                    self._go_back()
+            failed = False
+            return ending
+        except Preempted:
+            failed = False
+            raise
+        finally:
+            self._tracker.close(failed=failed)
+            with contextlib.suppress(Exception):
+                self.engine.close()
+
+    def _train(self, beat: Callable[[str], None]) -> Ending:
+        first = self.engine.step
+        with contextlib.closing(self._loader.draws(first, self._num_steps)) as draws:
+            watched = self._faults.watched(self._intake.watched(draws, first=first))
+            ending = train(
+                self.engine, watched, self._watchers(), self._agreement, self._stop, beat=beat, clock=self._clock
+            )
+            beat("save")
+            self._end(ending)  # before the wait for the data workers to end: time may be short
+        return ending
+
+    def _watchers(self) -> list[Watcher]:
+        progress = Progress(self._run, self._world, "train", total=self._num_steps, unit="steps")
+        speed = Speed(self._config, self._learner)
+        track = Track(
+            self._tracker,
+            epoch_steps=self._loader.epoch_steps,
+            num_steps=self._num_steps,
+            clock=self._clock,
+            of_step=[speed.of_step, self._of_step],
+            of_ranks=[lambda report: self._intake.agree(), lambda report: self._stragglers.agree(), speed.of_ranks],
+        )
+        judge = [self._judge] if self._judge else []
+        replicas = Replicas(self.engine, self._world, every=self._config.faults.compare_every)
+        follow, show = Follow(self._loader.order, self._world), Show(progress.show, num_steps=self._num_steps)
+        return [follow, replicas, *judge, track, show, self._faults, self.checkpoints]
+
+    def _of_step(self, report: Report) -> dict[str, float]:
+        self._stragglers.note(report.embed_s + report.wait_s)
+        return {
+            "skipped_steps": self._faults.skipped,
+            "checkpoint_stall_s": round(self.checkpoints.stall_s, 4),
+            "checkpoints_failed": self.checkpoints.num_failed,
+            **(self._judge.figures() if self._judge else {}),
+        }
+
+    @contextlib.contextmanager
+    def _watchdog(self) -> Iterator[Callable[[str], None]]:
+        minutes = self._config.run.hang_minutes
+        if minutes is None:
+            yield lambda phase: None
+            return
+        hosts = self._world.every(socket.gethostname())
+        say = lambda reason: tell_failure(self._run, self._world.rank, reason)  # noqa: E731 - it is one expression
+        with Watchdog(self._run.stacks, self._world.rank, hosts, timeout_s=minutes * 60, say=say) as watchdog:
+            yield lambda phase: watchdog.beat(phase, self.engine.step)
+
+    def _end(self, ending: Ending) -> None:
+        """Save; raise what the ending means."""
+        step = self.engine.step
+        if ending == "roll back":
+            return
+        if ending == "not finite":
+            raise NotFinite(
+                f"the loss or a gradient was not a finite number for {self._config.faults.skip + 1} steps in a row, up to "
+                f"{step} ({self._faults.last}). Lower optimizer.lr or head_lr, or set engine.clip_norm lower, in a new run"
+            )
+        is_early = ending in ("signal", "time")
+        try:
+            if step or not is_early:  # before the first one there is nothing to save
+                self.checkpoints.save()
+        except NotSaved as error:
+            if not is_early:
+                raise
+            log.error("%s", error)
+        if self._uploads:
+            self._uploads.close(0 if ending == "signal" else _UPLOAD_S)
+        if is_early:
+            raise Preempted(f"{ending} at step {step}")
+
+    # --- state
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint that is whole; what lies beyond it is done again."""
+        while (latest := self._world.from_first(self._run.latest_checkpoint())) is not None:
+            try:
+                self._take(self.engine.load(latest))
+            except Damaged as error:  # on all ranks: they share the summing
+                log.warning("%s: going on from the checkpoint before it", error)
+                if self._world.rank == 0:
+                    latest.rename(latest.with_name(f"damaged-{latest.name}"))
+                self._world.barrier()
+                continue
+            log.info("going on from %s", latest)
+            break
+        else:
+            self._begin()
+        if self._world.rank == 0:
+            cut_metrics(self._run.metrics, last_step=self.engine.step)
+            for folder in (self._run.bad, self._run.ledger, self._run.faults.parent):
+                cut_back(folder, steps=self.engine.step)
+        self._world.barrier()
+
+    def _begin(self) -> None:
+        """There is no checkpoint: the first step is the first, or another run's next."""
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        self._loader.order.take_state(saved.get("order", {}))
+        self._intake.take_state(saved.get("intake", {}))
+        self._faults.skipped = saved.get("skipped", 0)
+        if self._judge:
+            self._judge.take_state(saved.get("judge", {}))
+
+    def _extra(self) -> dict[str, Any]:
+        return {
+            "tracker": self._tracker.id,
+            "order": self._loader.order.state(),
+            "intake": self._intake.state(self.engine.step),
+            "skipped": self._faults.skipped,
+            "judge": self._judge.state() if self._judge else {},
+            "config": frozen_values(self._config),
+        }
+
+    def _go_back(self) -> None:
+        self.checkpoints.finish()
+        before = self.engine.step
+        self._resume()
+        self._faults.roll_back(to_step=self.engine.step, from_step=before)
+
+    def _open_mirror(self) -> Uploads | None:
+        """Take what the mirror has beyond this folder; then rank 0 sends."""
+        url, keep = self._config.checkpoint.mirror, self._config.checkpoint.keep
+        if url is None:
+            return None
+        mirror, problem = Mirror(url, self._run.path.name, keep=keep), ""
+        if self._world.rank == 0:
+            try:
+                catch_up(mirror, self._run)
+            except ValueError as error:
+                problem = str(error)
+        if problem := self._world.from_first(problem):
+            raise ValueError(problem)
+        return Uploads(mirror) if self._world.rank == 0 else None
+
+
+class Replicas:
+    """Now and then, whether what must be the same on all ranks still is."""
+
+    def __init__(self, engine: Engine, world: World, *, every: int) -> None:
+        self._engine, self._world, self._every = engine, world, every
+
+    def after(self, report: Report) -> None:
+        if self._every and report.step % self._every == 0:
+            check_equal(self._engine.replicated(), self._world, step=report.step)

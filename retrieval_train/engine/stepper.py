@@ -1,0 +1,300 @@
+"""One optimizer step over both halves, and its state: what all engines share.
+
+The embedder's half (`half.Half`) is replicated and differs by engine; the class centres' half is sharded by class. Both have
+one backward, one norm, one clipping factor and one decision whether to step at all. Nothing is stepped where the loss or a
+gradient is not finite: the step is counted, its rows are passed over, and the report says so.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from retrieval_train.engine import checkpoint
+from retrieval_train.engine.centre_step import CentreStep
+from retrieval_train.engine.engine import EngineConfig, Report
+from retrieval_train.engine.forward import DomainLosses, draw, global_loss
+from retrieval_train.engine.half import Half
+from retrieval_train.engine.loss_scale import LossScale
+from retrieval_train.engine.snapshot import Host, Snapshot, mean_buffers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retrieval_train.data.batch import Batch
+    from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
+    from retrieval_train.engine.schedule import Schedule
+    from retrieval_train.learner import Learner
+
+
+@dataclass
+class Pass:
+    """One forward and backward over the micro-batches of a step, and what was decided on their gradients."""
+
+    losses: DomainLosses
+    loss: float = math.nan
+    norm: float = math.nan
+    """Stays so where the engine forgot gradients that are not finite, without asking."""
+    factor: float | None = None
+    """What the summed gradients were multiplied by; None: nothing was stepped."""
+    embed_s: float = 0.0
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    update_s: float = 0.0
+
+
+@dataclass
+class Stepper:
+    """The engine: `half` steps the embedder, `centres` the head."""
+
+    config: EngineConfig
+    half: Half
+    learner: Learner
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    seed: int
+    step: int = 0
+    updates: int = 0
+    """Steps that were not left out: what the optimizers count."""
+    lr_scale: float = 1.0
+    centres: CentreStep = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.centres = CentreStep(self.learner.head, self.optimizer, self.learner.world)
+        self._world = self.learner.world
+        self._loss_scale = LossScale(self.config.loss_scale) if self.config.precision == "fp16" else None
+        self._host = Host()
+
+    # --- stepping
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> Report:
+        assert len(micro_batches) == self.config.accumulate, "the order deals as many micro-batches as make a step"
+        started = time.perf_counter()
+        lr_factor = self.schedule.factor(self.step) * self.lr_scale
+        if self.optimizer.sam is None:
+            done = self._pass(micro_batches, lr_factor)
+        else:
+            done = self._sharpness_aware(micro_batches, lr_factor)
+        skipped = "" if done.factor is not None else self._why_skipped(done)
+        if not skipped:
+            self.updates += 1
+            if self._loss_scale:
+                self._loss_scale.stepped()
+        self.step += 1
+        first = micro_batches[0]
+        return Report(
+            step=self.step,
+            loss=done.loss,
+            lr_of_group={**self.half.lr_of_group(), "centres": self.centres.lr},
+            grad_norm=done.norm,
+            images=sum(sum(batch.counts) for batch in micro_batches),
+            rows=sum(len(batch.label_N) for batch in micro_batches),
+            step_s=time.perf_counter() - started,
+            wait_s=sum(batch.wait_s for batch in micro_batches),
+            forward_s=done.forward_s,
+            backward_s=done.backward_s,
+            update_s=done.update_s,
+            embed_s=done.embed_s,
+            image_px=first.image_NCHW.shape[-1],
+            loss_of_domain=done.losses.means(),
+            skipped=skipped,
+            loss_scale=self._loss_scale.value if self._loss_scale else None,
+        )
+
+    def _pass(
+        self,
+        micro_batches: Sequence[Batch],
+        lr_factor: float,
+        *,
+        act: Callable[[Pass, float], float | None] | None = None,
+    ) -> Pass:
+        """`act` decides what becomes of finite gradients: by default they are clipped and stepped."""
+        scale = self._loss_scale.value if self._loss_scale else 1.0
+        done, timer = Pass(DomainLosses(self.learner.domains)), Timer()
+        total: Tensor | float = 0.0
+        for index, batch in enumerate(micro_batches):
+            draw(self.learner, batch, seed=self.seed, step=self.step)
+            part, of_domain_2M = global_loss(self.learner, timer.timed(self.half.embed), batch)
+            done.losses.add(of_domain_2M)
+            total = total + part.detach()
+            done.forward_s += timer.lap()
+            self.half.backward(part * scale, is_last=index == len(micro_batches) - 1)
+            done.backward_s += timer.lap()
+        done.loss, done.embed_s = float(total), timer.inner_s()  # the same number on every rank
+        centres_squared = float(self.centres.squared_norm(scale=self.half.times * scale))
+
+        def decide(embedder_squared: float) -> float | None:
+            done.norm = math.sqrt(embedder_squared / scale**2 + centres_squared)
+            if math.isfinite(done.norm) and math.isfinite(done.loss):
+                done.factor = act(done, scale) if act else self._clip(done.norm) / scale
+            return done.factor
+
+        self.half.step(decide, lr_factor=lr_factor)
+        if done.factor is None:
+            self.centres.forget()
+        else:
+            self.centres.step(lr_factor=lr_factor, clip_factor=done.factor * scale)
+        done.update_s = timer.lap()
+        return done
+
+    def _clip(self, norm: float) -> float:
+        """What gradients are multiplied by so that their norm stays within the limit."""
+        limit = self.config.clip_norm
+        return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+
+    def _sharpness_aware(self, micro_batches: Sequence[Batch], lr_factor: float) -> Pass:
+        """SAM (Foret et al., ICLR 2021): the step is made with the gradients at the worst point near the weights."""
+        sam, climbed = self.optimizer.sam, []
+        assert sam is not None
+        replicated, sharded = list(self.half.trained.values()), list(self.learner.head.parameters())
+
+        def climb(done: Pass, scale: float) -> None:
+            climbed.append(sam.climb(replicated, sharded, scale=scale, world=self._world))
+
+        def descend_and_step(done: Pass, scale: float) -> float:
+            climbed.pop().descend()
+            return self._clip(done.norm) / scale
+
+        first = self._pass(micro_batches, lr_factor, act=climb)
+        if not climbed:  # its gradients were not finite
+            return first
+        second = self._pass(micro_batches, lr_factor, act=descend_and_step)
+        if climbed:  # those of the second were not
+            climbed.pop().descend()
+        second.loss, second.losses = first.loss, first.losses  # of the weights, not of the point near them
+        for name in ("embed_s", "forward_s", "backward_s", "update_s"):
+            setattr(second, name, getattr(first, name) + getattr(second, name))
+        return second
+
+    def _why_skipped(self, done: Pass) -> str:
+        if not math.isfinite(done.loss):
+            return "loss"
+        return "overflow" if self._loss_scale and self._loss_scale.overflowed() else "gradient"
+
+    # --- state
+
+    def snapshot(self, extra: dict[str, Any]) -> Snapshot:
+        rank, size = self._world.rank, self._world.size
+        model: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for index, name in enumerate(self.half.trained):
+            whole = self.half.whole(name)
+            if rank == 0:
+                model[name] = self._host.copy(name, whole)
+            for kind in self.optimizer.moments:
+                whole = self.half.whole(name, kind)
+                if index % size == rank:
+                    moments[f"{name}.{kind}"] = self._host.copy(f"{name}.{kind}", whole)
+        snapshot = Snapshot(self._state(extra))
+        buffers = mean_buffers(self.learner.embedder, self._world)
+        if rank == 0:
+            snapshot.tensors["model.safetensors"] = model
+            snapshot.tensors["buffers.safetensors"] = {
+                name: self._host.copy(f"buffer {name}", buffer) for name, buffer in buffers.items()
+            }
+        snapshot.tensors[f"optimizer-{rank:05d}.safetensors"] = moments
+        snapshot.tensors[f"centres-{rank:05d}.safetensors"] = {
+            name: self._host.copy(f"centres {name}", tensor) for name, tensor in self.centres.tensors().items()
+        }
+        snapshot.names[f"classes-{rank:05d}.txt"] = self.learner.head.class_names
+        self._host.wait()
+        return snapshot
+
+    def _state(self, extra: dict[str, Any]) -> dict[str, Any]:
+        loss_scale = self._loss_scale.state() if self._loss_scale else {}
+        return {
+            "step": self.step,
+            "updates": self.updates,
+            "optimizer": self.optimizer.name,
+            "loss_scale": loss_scale,
+            "extra": extra,
+        }
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        state = checkpoint.read_state(folder, self._world)
+        weights = checkpoint.Tensors(folder, "model.safetensors")
+        moments = checkpoint.Tensors(folder, "optimizer-*.safetensors")
+        checkpoint.check_names(folder, weights.names(), set(self.half.trained))
+        updates = int(state.get("updates", state["step"]))
+        if state.get("optimizer", self.optimizer.name) != self.optimizer.name:
+            checkpoint.tell_fresh_moments(folder, state["optimizer"], self.optimizer.name)
+            updates = 0
+        self.half.set_updates(updates)
+        for name in self.half.trained:
+            whole = weights[name].to(self._world.device)
+            kept = {
+                kind: moments[f"{name}.{kind}"].to(whole) if updates else torch.zeros_like(whole)
+                for kind in self.optimizer.moments
+            }
+            self.half.put(name, whole, kept)
+        checkpoint.read_buffers(folder, self.learner.embedder)
+        self.centres.load(folder, updates=updates)
+        if self._loss_scale:
+            self._loss_scale.take_state(state.get("loss_scale", {}))
+        self.step, self.updates = state["step"], updates
+        extra: dict[str, Any] = state["extra"]
+        return extra
+
+    @contextmanager
+    def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        embedder = self.learner.embedder
+        embedder.eval()
+        try:
+            with self.half.embedding() as embed:
+                yield embed
+        finally:
+            embedder.train()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        wholes = {}
+        for name in self.half.trained:
+            whole = self.half.whole(name)
+            if self._world.rank == 0:
+                wholes[name] = whole.detach().float().cpu().clone()
+        return wholes
+
+    def replicated(self) -> Mapping[str, Tensor]:
+        return self.half.replicated()
+
+    def close(self) -> None:
+        self.half.close()
+
+
+class Timer:
+    """Laps of wall-clock, and the time that one function takes: on a GPU its own time, not how long it took to be queued."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+        self._inner_s = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def lap(self) -> float:
+        before, self._at = self._at, time.perf_counter()
+        return self._at - before
+
+    def timed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def wrapped(x: Tensor) -> Tensor:
+            if x.is_cuda:
+                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                self._events.append((begin, end))
+                begin.record()
+                out = function(x)
+                end.record()
+                return out
+            before = time.perf_counter()
+            out = function(x)
+            self._inner_s += time.perf_counter() - before
+            return out
+
+        return wrapped
+
+    def inner_s(self) -> float:
+        """Asked after the GPU has done what was queued."""
+        return self._inner_s + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
