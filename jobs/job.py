@@ -127,7 +127,8 @@ def start(run_dir: Path) -> dict[str, float]:
             enter_submit_folder(run)
             config = load(run)
             _set_threads(config.run.threads)
-            world = open_until_told.enter_context(open_world(config.run.device))
+            timeout_min = max(30.0, 2 * (config.run.hang_minutes or 0.0))  # the watchdog, which says more, comes first
+            world = open_until_told.enter_context(open_world(config.run.device, timeout_min=timeout_min))
             with _state_of(run, world):
                 numbers: dict[str, float] = find(config.job, where=str(run.config)).run(config, run, world)
             return numbers
@@ -159,7 +160,7 @@ class Progress:
         now = time.monotonic()
         if self._path is not None and (now - self._last > 0.5 or done in (0, self._about["total"])):
             self._last = now
-            write_json(self._path, {**self._about, "done": done, "note": note})
+            write_json(self._path, {**self._about, "done": done, "note": note}, durable=False)
 
 
 @contextlib.contextmanager

@@ -124,9 +124,11 @@ class Config(JobConfig):
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """Train to the end, or save and raise Preempted; the last step. Resumes from the newest checkpoint."""
     from jobs.export import write_export
+    from jobs.training.figures import Speed, tell_machine
     from jobs.training.page import write_page
     from jobs.training.session import Session
     from retrieval_train.data.loader import build_loader
+    from retrieval_train.engine.flops import image_flops
     from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
@@ -134,6 +136,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
 
     if config.run.deterministic:
         be_deterministic()
+    tell_machine(world)
     embedder = fresh_embedder(config).to(world.device)
     loader = build_loader(
         config.data,
@@ -156,9 +159,14 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
     num_steps = config.length.num_steps(loader.epoch_steps, config.data.batch)
     schedule = config.schedule.build(num_steps, epoch_steps=loader.epoch_steps, batch=config.data.batch)
+    sizes = {config.backbone.image_px, *(stretch.px for stretch in config.data.resolutions)}
+    flops_of_px = {px: image_flops(embedder, image_px=px) for px in sizes}  # before the engine wraps the embedder
+    speed = Speed(learner, flops_of_px, config.engine.precision)
     engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
 
-    session = Session(config, run, world, learner, loader, engine, num_steps)
+    session = Session(
+        config, run, world, learner=learner, loader=loader, engine=engine, speed=speed, num_steps=num_steps
+    )
     _tell(config, loader, embedder, num_steps, engine.step)
     session.train()
     if world.rank == 0:

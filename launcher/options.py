@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import NoReturn
 
 from launcher.plan import Request
@@ -45,9 +46,27 @@ def parse(argv: list[str], *, about: str | None) -> argparse.Namespace:
     how.add_argument(
         "--again", action="store_true", help="from the start; the old run folder is kept under another name"
     )
+    how.add_argument(
+        "--continue-from",
+        metavar="PATH_OR_URL",
+        help="begin with all that another run's checkpoint (or newest one) holds",
+    )
+    how.add_argument(
+        "--force-config", action="store_true", help="... although its config differs; what does is printed"
+    )
     how.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     how.add_argument("--print-command", action="store_true", help="make the run folder, print what to start by hand")
     return parser.parse_intermixed_args(argv)
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """The `key=value`s of the command line, and the options that are short for one."""
+    short = []
+    if options.continue_from is not None:  # quoted: a path may hold what YAML reads as something else
+        short.append(f"origin.checkpoint={json.dumps(options.continue_from)}")
+    if options.force_config:
+        short.append("origin.force_config=true")
+    return [*options.overrides, *short]
 
 
 def request(options: argparse.Namespace) -> Request:

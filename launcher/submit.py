@@ -6,6 +6,8 @@ examples:
   python launcher/submit.py --tasks-per-node 2 config=configs/train/demo.yaml run.device=cpu
   python launcher/submit.py --dry-run config=configs/train/demo.yaml            only say what would run
   python launcher/submit.py --time 60 --sbatch constraint=a100 config=configs/train/demo.yaml
+  python launcher/submit.py --continue-from runs/demo --force-config config=configs/train/demo.yaml \\
+      run.name=longer length.epochs=30
 
 The same command again goes on with the same run: it follows one that is active, resumes one that stopped or failed, and
 leaves one that is done alone. Exit codes: 0 done (or handed over), 1 the job failed or stopped, 2 a mistake to correct,
@@ -30,6 +32,7 @@ from types import FrameType
 
 from jobs import job
 from jobs.job import JobConfig
+from jobs.training import origin
 from launcher import cluster as clusters
 from launcher import executors, folder, watch
 from launcher import options as options_of
@@ -59,8 +62,11 @@ def main(argv: list[str] | None = None) -> int:
 def submit(options: argparse.Namespace, *, command: str) -> int:
     """One command line from config to exit code. Raises ValueError for what its user has to correct."""
     config, run = _read(options)
+    if changes := origin.told(config):
+        print(changes, file=sys.stderr)
     plan = _plan(options, config, run)
     link = folder.link_of(config)
+    _refuse_own_link(options, link)
     if options.dry_run:
         return _print_plan(plan, run)
     with folder.only_one_submits(run.path.parent):
@@ -84,13 +90,22 @@ def submit(options: argparse.Namespace, *, command: str) -> int:
 
 
 def _read(options: argparse.Namespace) -> tuple[JobConfig, RunDir]:
-    files = [item.partition("=")[2] for item in options.overrides if item.startswith("config=")]
-    rest = [item for item in options.overrides if not item.startswith("config=")]
+    overrides = options_of.overrides(options)
+    files = [item.partition("=")[2] for item in overrides if item.startswith("config=")]
+    rest = [item for item in overrides if not item.startswith("config=")]
     if len(files) != 1 or not files[0]:
         given = " ".join(f"config={file}" for file in files) or "is required and missing"
         raise ConfigError("command line", [("config", f"{given}; give one file, as config=configs/train/demo.yaml")])
     config = job.check(configs.read(Path(files[0]), overrides=rest), where=files[0])
     return config, RunDir(Path.cwd() / job.run_folder(config).path)
+
+
+def _refuse_own_link(options: argparse.Namespace, link: Path) -> None:
+    """Once the link leads to the new run, the same command would begin another one from that."""
+    if options.continue_from is not None and Path(options.continue_from).absolute() == link.absolute():
+        run = watch.shown(link.resolve())
+        problem = f"{options.continue_from} will lead to the new run, of the same name; say {run}, or another run.name"
+        raise ConfigError("command line", [("--continue-from", problem)])
 
 
 def _plan(options: argparse.Namespace, config: JobConfig, run: RunDir) -> Plan:

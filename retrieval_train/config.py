@@ -144,7 +144,9 @@ def as_now(values: Mapping[str, Any], config: BaseModel) -> dict[str, Any]:
     for name, field in _kept_fields(config).items():
         mine, theirs = getattr(config, name), values.get(name)
         if name in values:
-            known[name] = as_now(theirs, mine) if isinstance(mine, BaseModel) and isinstance(theirs, Mapping) else theirs
+            known[name] = (
+                as_now(theirs, mine) if isinstance(mine, BaseModel) and isinstance(theirs, Mapping) else theirs
+            )
         elif not field.is_required():
             known[name] = _without_places(field.get_default(call_default_factory=True, validated_data={}))
     return known

@@ -167,15 +167,16 @@ class RunDir:
         write_text(self.checkpoints / "latest", folder.name + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by a file that holds `text`, in one step."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace `path` by a file that holds `text`, in one step; `durable`: on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(aside, 0o644)
         os.replace(aside, path)
     except BaseException:
@@ -184,8 +185,8 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:

@@ -129,8 +129,10 @@ def _build(config: TrainConfig, world: World, seed: int) -> tuple[Engine, list[B
     embedder = fresh_embedder(config).to(world.device)
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=seed)
     learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
-    engine = Plain(precision=config.engine.precision, clip_norm=config.engine.clip_norm)
-    return engine.build(learner, config.optimizer, config.schedule.build(1000), seed=seed), batches
+    given = config.engine
+    engine = Plain(precision=given.precision, clip_norm=given.clip_norm, accumulate=len(batches))
+    schedule = config.schedule.build(1000, epoch_steps=loader.epoch_steps, batch=config.data.batch)
+    return engine.build(learner, config.optimizer, schedule, seed=seed), batches
 
 
 def _cut(batch: Batch, rows: int | None) -> Batch:

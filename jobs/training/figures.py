@@ -1,36 +1,60 @@
-"""Speed and memory of a training run, for the tracker."""
+"""Speed and memory of a training run, for the tracker; the machine, for the log."""
 
 from __future__ import annotations
 
+import logging
 import resource
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
-from retrieval_train.engine.engine import Report
+from retrieval_train.engine.flops import ImageFlops, head_flops, peak_flops, utilisation
+from retrieval_train.engine.stragglers import clock_skew_s, host_facts
 
 if TYPE_CHECKING:
-    from jobs.train import Config
+    from retrieval_train.engine.engine import Precision, Report
     from retrieval_train.learner import Learner
+    from retrieval_train.world import World
+
+log = logging.getLogger(__name__)
+
+_MOST_SKEW_S = 1.0
 
 
 class Speed:
-    """Model FLOPs a second and the peak of memory."""
+    """Model FLOPs a second of this rank, over its device's peak where that is known, and the peak of memory."""
 
-    def __init__(self, config: Config, learner: Learner) -> None:
-        self._world = learner.world
+    def __init__(self, learner: Learner, flops_of_px: Mapping[int, ImageFlops], precision: Precision) -> None:
+        self._learner, self._world, self._flops_of_px = learner, learner.world, flops_of_px
+        device = learner.world.device
+        self._peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
     def of_step(self, report: Report) -> dict[str, float]:
-        return {}
+        centre_CKD = self._learner.head.centre_CKD
+        classes, sub_centres, dim = centre_CKD.shape
+        flops = self._flops_of_px[report.image_px].training * report.rows
+        flops += head_flops(rows=report.images, classes=classes, sub_centres=sub_centres, dim=dim)
+        elapsed_s = report.step_s + report.wait_s
+        used = utilisation(flops, elapsed_s, self._peak)
+        return {"tflops_rank": round(flops / elapsed_s / 1e12, 4)} | ({} if used is None else {"mfu": round(used, 4)})
 
     def of_ranks(self, report: Report) -> dict[str, float]:
         """The largest of all ranks. Collective."""
-        mine = torch.tensor(_peak_bytes(self._world.device), dtype=torch.float64, device=self._world.device)
+        mine = torch.tensor(peak_bytes(self._world.device), dtype=torch.float64, device=self._world.device)
         return {"memory_peak_gb": round(float(self._world.max(mine)) / 2**30, 3)}
 
 
-def _peak_bytes(device: torch.device) -> float:
+def peak_bytes(device: torch.device) -> float:
     """Of GPU memory that torch took, or of a CPU rank's process, since it began."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def tell_machine(world: World) -> None:
+    """Each rank's machine into its log, and a warning where the clocks differ. Collective."""
+    log.info("machine: %s", ", ".join(f"{name} {value}" for name, value in host_facts().items()))
+    skew_s = clock_skew_s(world)
+    if skew_s > _MOST_SKEW_S:
+        log.warning("the clocks of the ranks differ by %.1f s: lines of their logs do not line up", skew_s)

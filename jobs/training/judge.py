@@ -183,7 +183,9 @@ class Judge:
     def _shown(self, show: Callable[[int], None], done: int) -> None:
         self._beat("Judge")
         show(done)
-        if self._is_stopping():
+        if (
+            self._is_stopping() and self._model.engine.step < self._num_steps
+        ):  # after the last step there is no next start
             raise _Stopping
 
     def _compare(self, step: int, value: float) -> None:

@@ -41,7 +41,8 @@ _JUDGE = ("evaluate", "inputs.evaluate")
 
 
 def _newest(path: Path) -> Path:
-    return RunDir(path).latest_checkpoint() or path
+    """A run folder as its newest checkpoint: config.yaml then says which one that was."""
+    return (RunDir(path).latest_checkpoint() if path.is_dir() else None) or path
 
 
 class Origin(Section):
@@ -81,7 +82,7 @@ class Origin(Section):
                 folder = self._brought(run)
                 state = peek(folder)
                 problem = self._misfit(state, config) or ""
-                if changes := changes_of(state.get("extra", {}), config):
+                if not problem and (changes := changes_of(state.get("extra", {}), config)):
                     log.warning("the config changes from %s on:%s", folder, _lines(changes))
             except (ValueError, OSError) as error:
                 problem = str(error)
@@ -111,8 +112,8 @@ class Origin(Section):
             return None
         if fixed:
             way_out = (
-                "those marked * cannot be changed on the way, not even with --force-config: put them back; or begin a new run "
-                "with init.model=<that run's folder>/export instead of origin"
+                "those marked * cannot be changed on the way, not even with --force-config: put them back; or begin a new "
+                "run from that one's weights, with init.model=<its folder>/export instead of origin"
             )
         else:
             way_out = "say --force-config to go on with them changed; or leave origin out to start anew"
@@ -163,8 +164,8 @@ def check_same(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
     """Raises ValueError when the run's config is not the one with which it wrote its own checkpoint `folder`."""
     if changes := changes_of(saved, config):
         raise ValueError(
-            f"config.yaml is not what it was when {folder} was written (there -> here):{_lines(changes)}\n    put it back; or "
-            f"make it a run of its own: submit it with --continue-from {folder} --force-config"
+            f"config.yaml is not what it was when {folder} was written (there -> here):{_lines(changes)}\n    put it "
+            f"back; or make it a run of its own: submit it with --continue-from {folder} --force-config"
         )
 
 

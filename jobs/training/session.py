@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +52,15 @@ class Session:
         config: Config,
         run: RunDir,
         world: World,
+        *,
         learner: Learner,
         loader: Loader,
         engine: Engine,
+        speed: Speed,
         num_steps: int,
     ) -> None:
         self._config, self._run, self._world, self._num_steps = config, run, world, num_steps
-        self._learner, self._loader, self.engine = learner, loader, engine
+        self._learner, self._loader, self._speed, self.engine = learner, loader, speed, engine
         self._intake = Intake(
             world,
             bad_file=run.bad / f"{world.rank:05d}.jsonl",
@@ -118,14 +119,13 @@ class Session:
 
     def _watchers(self) -> list[Watcher]:
         progress = Progress(self._run, self._world, "train", total=self._num_steps, unit="steps")
-        speed = Speed(self._config, self._learner)
         track = Track(
             self._tracker,
             epoch_steps=self._loader.epoch_steps,
             num_steps=self._num_steps,
             clock=self._clock,
-            of_step=[speed.of_step, self._of_step],
-            of_ranks=[lambda report: self._intake.agree(), lambda report: self._stragglers.agree(), speed.of_ranks],
+            of_step=[self._speed.of_step, self._of_step],
+            of_ranks=[lambda report: self._intake.agree(), lambda report: self._stragglers.agree(), self._speed.of_ranks],
         )
         judge = [self._judge] if self._judge else []
         replicas = Replicas(self.engine, self._world, every=self._config.faults.compare_every)
@@ -147,9 +147,8 @@ class Session:
         if minutes is None:
             yield lambda phase: None
             return
-        hosts = self._world.every(socket.gethostname())
         say = lambda reason: tell_failure(self._run, self._world.rank, reason)  # noqa: E731 - it is one expression
-        with Watchdog(self._run.stacks, self._world.rank, hosts, timeout_s=minutes * 60, say=say) as watchdog:
+        with Watchdog(self._run.stacks, self._world.rank, self._stragglers.hosts, timeout_s=minutes * 60, say=say) as watchdog:
             yield lambda phase: watchdog.beat(phase, self.engine.step)
 
     def _end(self, ending: Ending) -> None:

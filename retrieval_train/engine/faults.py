@@ -15,11 +15,11 @@ from pydantic import Field
 
 from retrieval_train.config import Section, place
 from retrieval_train.engine.engine import Engine, Report
-from retrieval_train.engine.stop import Ending
 from retrieval_train.rundir import RunDir
 
 if TYPE_CHECKING:
     from retrieval_train.data.batch import Batch
+    from retrieval_train.engine.stop import Ending
     from retrieval_train.learner import Learner
     from retrieval_train.world import World
 

@@ -77,8 +77,8 @@ class _Peak:
     bf16: float | None
 
 
-# The vendors' datasheets (NVIDIA's whitepapers of GA102 and Ada for GeForce and RTX A6000), where they count sparsity divided by
-# two. B200: an eighth of HGX B200; MI250X: one of its two dies, which are devices of their own.
+# The vendors' datasheets (GeForce and RTX A6000: NVIDIA's whitepapers of GA102 and Ada), those with sparsity
+# divided by two. B200: an eighth of HGX B200; MI250X: one of its two dies, which are devices of their own.
 _PEAKS: dict[str, _Peak] = {
     r"V100S": _Peak(16.4, None, 130, None),
     r"V100-PCIE": _Peak(14, None, 112, None),

@@ -21,20 +21,18 @@ class Watcher(Protocol):
 
 
 class Clock:
-    """How long everything takes that is neither waiting for rows nor part of a step's mathematics."""
+    """What a step costs beside its mathematics, the wait for rows and for other ranks: bookkeeping, watchers, saving."""
 
     def __init__(self) -> None:
         self.own_s = 0.0
-        """Of the last whole round: agreement, bookkeeping and watchers, their saving and evaluating included."""
-        self._began: float | None = None
+        """Of the last whole round."""
+        self._sum_s = 0.0
 
-    def round(self, report: Report) -> None:
-        """Ends the round that `report` is of."""
-        now = time.perf_counter()
-        if self._began is not None:
-            of_step = report.forward_s + report.backward_s + report.update_s + report.wait_s
-            self.own_s = now - self._began - of_step
-        self._began = now
+    def add(self, seconds: float) -> None:
+        self._sum_s += seconds
+
+    def end_round(self) -> None:
+        self.own_s, self._sum_s = self._sum_s, 0.0
 
 
 def train(
@@ -53,15 +51,18 @@ def train(
     """
     beat("data")
     for micro_batches in draws:
-        agreement.agree()
+        agreement.agree()  # waits for the slowest rank
         if ending := stop.agreed():
             return ending
         beat("step")
         report = engine.train_step(micro_batches)
+        began = time.perf_counter()
+        clock.add(report.step_s - report.forward_s - report.backward_s - report.update_s)
         for watcher in watchers:
             beat(type(watcher).__name__)
             if ending := watcher.after(report):
                 return ending
-        clock.round(report)
+        clock.add(time.perf_counter() - began)
+        clock.end_round()
         beat("data")
     return "finished"

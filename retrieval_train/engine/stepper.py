@@ -165,7 +165,10 @@ class Stepper:
         first = self._pass(micro_batches, lr_factor, act=climb)
         if not climbed:  # its gradients were not finite
             return first
+        buffers = {name: buffer.clone() for name, buffer in self.learner.embedder.named_buffers()}
         second = self._pass(micro_batches, lr_factor, act=descend_and_step)
+        for name, value in buffers.items():  # batch norm has seen these rows once, with the weights that are kept
+            self.learner.embedder.get_buffer(name).copy_(value)
         if climbed:  # those of the second were not
             climbed.pop().descend()
         second.loss, second.losses = first.loss, first.losses  # of the weights, not of the point near them

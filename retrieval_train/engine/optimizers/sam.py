@@ -33,10 +33,8 @@ class Sam(Section):
 
         Gradients are those of the global batch; the replicated ones are still multiplied by the loss scale `scale`.
         """
-        squared = float(self._squared(replicated)) / scale**2 + float(
-            world.sum(self._squared(sharded).to(world.device))
-        )
-        norm = squared**0.5 + 1e-12
+        sharded_squared = float(world.sum(self._squared(sharded).to(world.device)))
+        norm = (float(self._squared(replicated)) / scale**2 + sharded_squared) ** 0.5 + 1e-12
         return Climbed([*self._move(replicated, self.rho / (norm * scale)), *self._move(sharded, self.rho / norm)])
 
     def _squared(self, parameters: Iterable[Tensor]) -> Tensor:
