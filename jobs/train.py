@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from jobs.job import JobConfig
 from jobs.training.judge import Config as Judge
+from jobs.training.origin import Origin
 from retrieval_train.choice import Chosen
 from retrieval_train.config import LinkedPath, Section
 from retrieval_train.data.config import DataConfig
@@ -79,6 +80,8 @@ class Config(JobConfig):
     """Where the numbers go."""
     init: Init | None = None
     """Start from an earlier run's export."""
+    origin: Origin | None = None
+    """Go on from another run's checkpoint: `submit --continue-from`."""
 
     def problems(self) -> list[tuple[str, str]]:
         found = self.data.problems(self.shards_root)
@@ -95,6 +98,8 @@ class Config(JobConfig):
                 found.append((f"data.{key}", text))
         if self.init and not (self.init.model / "model.json").is_file():
             found.append(("init.model", f"{self.init.model} is no export: it has no model.json; train that run first"))
+        if self.origin and not found:  # it compares what the config's paths lead to
+            found += self.origin.problems(self)
         return found
 
     def _size_problems(self) -> list[tuple[str, str]]:
@@ -114,6 +119,8 @@ class Config(JobConfig):
         found = self.data.digests(self.shards_root)
         if self.evaluate:
             found |= {f"evaluate.{key}": digest for key, digest in self.evaluate.digests(self.shards_root).items()}
+        if self.origin:
+            found |= self.origin.digests()
         if (file := self.backbone.weights_file()) is not None:
             found["backbone.weights"] = sampled_digest(file)
         if self.init is not None:
@@ -165,7 +172,15 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
 
     session = Session(
-        config, run, world, learner=learner, loader=loader, engine=engine, speed=speed, num_steps=num_steps
+        config,
+        run,
+        world,
+        learner=learner,
+        loader=loader,
+        engine=engine,
+        speed=speed,
+        view=view_of(config, embedder),
+        num_steps=num_steps,
     )
     _tell(config, loader, embedder, num_steps, engine.step)
     session.train()

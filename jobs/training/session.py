@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.job import Preempted, Progress, tell_failure
 from jobs.training.figures import Speed
-from jobs.training.judge import Judge
-from retrieval_train.config import frozen_values
+from jobs.training.judge import Judge, Model, Patience
+from jobs.training.origin import check_same, described, still_true
 from retrieval_train.data.deaths import deaths_told
 from retrieval_train.data.intake import Intake, cut_back
 from retrieval_train.data.loader import Loader
@@ -33,6 +33,7 @@ from retrieval_train.tracking import cut_metrics, open_tracker
 
 if TYPE_CHECKING:
     from jobs.train import Config
+    from retrieval_train.data.view import View
     from retrieval_train.world import World
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Session:
         loader: Loader,
         engine: Engine,
         speed: Speed,
+        view: View,
         num_steps: int,
     ) -> None:
         self._config, self._run, self._world, self._num_steps = config, run, world, num_steps
@@ -71,7 +73,9 @@ class Session:
         self._agreement, self._stragglers, self._clock = Agreement(world), Stragglers(world), Clock()
         self._stop = Stop(self._agreement, max_minutes=config.run.max_minutes)
         self._uploads = self._open_mirror()
-        self._judge = Judge(config.evaluate, self, run, world) if config.evaluate else None
+        self._described = described(config)
+        self._beat: Callable[[str], None] = lambda phase: None
+        self._judge = self._open_judge(view)
         self._resume()
         self.checkpoints = Checkpoints(
             engine,
@@ -93,8 +97,10 @@ class Session:
         """To the end, through roll-backs. Raises Preempted when it stopped before, and NotFinite."""
         failed = True
         try:
-            with self._stop.listening(), deaths_told(self._world.rank), self._watchdog() as beat:
-                while (ending := self._train(beat)) == "roll back":
+            with self._stop.listening(), deaths_told(self._world.rank), self._watchdog():
+                if self._judge:
+                    self._judge.start()
+                while (ending := self._train()) == "roll back":
                     self._go_back()
             failed = False
             return ending
@@ -106,14 +112,14 @@ class Session:
             with contextlib.suppress(Exception):
                 self.engine.close()
 
-    def _train(self, beat: Callable[[str], None]) -> Ending:
+    def _train(self) -> Ending:
         first = self.engine.step
         with contextlib.closing(self._loader.draws(first, self._num_steps)) as draws:
             watched = self._faults.watched(self._intake.watched(draws, first=first))
             ending = train(
-                self.engine, watched, self._watchers(), self._agreement, self._stop, beat=beat, clock=self._clock
+                self.engine, watched, self._watchers(), self._agreement, self._stop, beat=self._beat, clock=self._clock
             )
-            beat("save")
+            self._beat("save")
             self._end(ending)  # before the wait for the data workers to end: time may be short
         return ending
 
@@ -125,12 +131,17 @@ class Session:
             num_steps=self._num_steps,
             clock=self._clock,
             of_step=[self._speed.of_step, self._of_step],
-            of_ranks=[lambda report: self._intake.agree(), lambda report: self._stragglers.agree(), self._speed.of_ranks],
+            of_ranks=[
+                lambda report: self._intake.agree(),
+                lambda report: self._stragglers.agree(),
+                self._speed.of_ranks,
+            ],
         )
-        judge = [self._judge] if self._judge else []
+        judge: list[Watcher] = [self._judge] if self._judge else []
+        patience: list[Watcher] = [Patience(self._judge)] if self._judge else []
         replicas = Replicas(self.engine, self._world, every=self._config.faults.compare_every)
         follow, show = Follow(self._loader.order, self._world), Show(progress.show, num_steps=self._num_steps)
-        return [follow, replicas, *judge, track, show, self._faults, self.checkpoints]
+        return [follow, replicas, *judge, track, show, self._faults, self.checkpoints, *patience]
 
     def _of_step(self, report: Report) -> dict[str, float]:
         self._stragglers.note(report.embed_s + report.wait_s)
@@ -142,14 +153,33 @@ class Session:
         }
 
     @contextlib.contextmanager
-    def _watchdog(self) -> Iterator[Callable[[str], None]]:
-        minutes = self._config.run.hang_minutes
+    def _watchdog(self) -> Iterator[None]:
+        minutes, rank = self._config.run.hang_minutes, self._world.rank
         if minutes is None:
-            yield lambda phase: None
+            yield
             return
-        say = lambda reason: tell_failure(self._run, self._world.rank, reason)  # noqa: E731 - it is one expression
-        with Watchdog(self._run.stacks, self._world.rank, self._stragglers.hosts, timeout_s=minutes * 60, say=say) as watchdog:
-            yield lambda phase: watchdog.beat(phase, self.engine.step)
+
+        def say(reason: str) -> None:
+            tell_failure(self._run, rank, reason)
+
+        with Watchdog(self._run.stacks, rank, self._stragglers.hosts, timeout_s=minutes * 60, say=say) as watchdog:
+            self._beat = lambda phase: watchdog.beat(phase, self.engine.step)
+            yield
+
+    def _open_judge(self, view: View) -> Judge | None:
+        if self._config.evaluate is None:
+            return None
+        return Judge(
+            self._config.evaluate,
+            Model(self.engine, view, self._config.backbone.image_px),
+            self._run,
+            self._world,
+            shards_root=self._config.shards_root,
+            num_steps=self._num_steps,
+            save=lambda: self.checkpoints.save(),
+            is_stopping=self._stop.is_wanted,
+            beat=lambda phase: self._beat(phase),
+        )
 
     def _end(self, ending: Ending) -> None:
         """Save; raise what the ending means."""
@@ -180,25 +210,33 @@ class Session:
         """Go on from the newest checkpoint that is whole; what lies beyond it is done again."""
         while (latest := self._world.from_first(self._run.latest_checkpoint())) is not None:
             try:
-                self._take(self.engine.load(latest))
+                saved = self.engine.load(latest)
             except Damaged as error:  # on all ranks: they share the summing
                 log.warning("%s: going on from the checkpoint before it", error)
                 if self._world.rank == 0:
                     latest.rename(latest.with_name(f"damaged-{latest.name}"))
                 self._world.barrier()
                 continue
+            check_same(saved, self._config, latest)
+            self._take(saved)
             log.info("going on from %s", latest)
             break
         else:
-            self._begin()
+            self._take_from_origin()
         if self._world.rank == 0:
             cut_metrics(self._run.metrics, last_step=self.engine.step)
             for folder in (self._run.bad, self._run.ledger, self._run.faults.parent):
                 cut_back(folder, steps=self.engine.step)
         self._world.barrier()
 
-    def _begin(self) -> None:
+    def _take_from_origin(self) -> None:
         """There is no checkpoint: the first step is the first, or another run's next."""
+        origin = self._config.origin
+        if origin is None:
+            return
+        folder = origin.fetch(self._config, self._run, self._world)
+        self._take(still_true(self.engine.load(folder), self._config))
+        log.info("going on from %s", folder)
 
     def _take(self, saved: dict[str, Any]) -> None:
         self._loader.order.take_state(saved.get("order", {}))
@@ -214,7 +252,7 @@ class Session:
             "intake": self._intake.state(self.engine.step),
             "skipped": self._faults.skipped,
             "judge": self._judge.state() if self._judge else {},
-            "config": frozen_values(self._config),
+            "config": self._described,
         }
 
     def _go_back(self) -> None:

@@ -1,7 +1,7 @@
 """One small reduction a step answers every yes-or-no question that all ranks must answer alike.
 
-A signal reaches one rank, a clock runs out on one, a disk is full under one: each rank says what it knows, and all of them act
-on the same step. On the CPU, so that no GPU waits for it.
+A signal reaches one rank, a clock runs out on one, a disk is full under one: each rank says what it knows, and all of them
+act on the same step. On the CPU, so that no GPU waits for it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,7 @@ class Engine(Protocol):
         """The embedder's trained tensors, whole and float32, on rank 0's CPU; else {}. Collective."""
         ...
 
-    def replicated(self) -> dict[str, Tensor]:
+    def replicated(self) -> Mapping[str, Tensor]:
         """Tensors that must be equal, bit by bit, on all ranks."""
         ...
 

@@ -16,10 +16,13 @@ Decide = Callable[[float], float | None]
 class Half(Protocol):
     """An embedder whose replicas are kept equal on all ranks. Methods are collective."""
 
-    trained: Mapping[str, Tensor]
-    """The trained parameters by name; under ZeRO 3 a rank holds parts of them."""
     times: float
     """`backward` multiplies the gradients of everything behind the loss by this, of what is not the embedder's too."""
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """The trained parameters by name; under ZeRO 3 a rank holds parts of them."""
+        ...
 
     def embed(self, image_NCHW: Tensor) -> Tensor: ...
 
@@ -50,6 +53,6 @@ class Half(Protocol):
 
     def embedding(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]: ...
 
-    def replicated(self) -> dict[str, Tensor]: ...
+    def replicated(self) -> Mapping[str, Tensor]: ...
 
     def close(self) -> None: ...

@@ -7,10 +7,10 @@ holds (`zero/stage_1_and_2.py`, `zero/stage3.py`), k moments a parameter, w byte
     0           w (P + F)     0, if w < 4 4P   4kP          wP           wP: the bucket in which all are summed
     1           w (P + F)     4P / W           4kP / W      wP           4P / W: this rank's share, copied
     2           w (P + F)     4P / W           4kP / W      wP / W       4P / W
-    3           w (P + F)/W   0, if w < 4 4P/W 4kP / W      wP / W       4P / W
+    3           w (P + F)/W   4P / W           4kP / W      wP / W       4P / W
 
-Stage 3 on one rank gathers nothing, but keeps the trained weights twice. One group of parameters is taken to be nearly all: ZeRO
-updates group by group. Not in it: activations, the largest single tensor or two that travel, and the allocator's own loss.
+One group of parameters is taken to be nearly all: ZeRO updates group by group. Not in it: activations, a travelling tensor or
+two, and the allocator's own loss.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ def memory_of(load: Load) -> Memory:
     share = _ceil(load.trained, load.ranks if load.stage >= 1 else 1)
     weights = load.weight_bytes * (load.trained + load.frozen)
     is_split, is_offloaded = load.stage == 3, load.optimizer != "device"
-    shares_storage = load.weight_bytes == 4 and (load.stage == 0 or (is_split and load.ranks > 1 and not is_offloaded))
-    float32_copy = 0 if shares_storage else 4 * share
+    float32_copy = 4 * share if load.stage >= 1 or load.weight_bytes < 4 else 0
     moments = 4 * load.moments * share
     gradients = load.weight_bytes * (share if load.stage >= 2 else load.trained)
     updating = 4 * share if load.stage >= 1 else gradients

@@ -95,9 +95,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    blocks: list[Any] = [len(text).to_bytes(8, "little"), text, *map(_bytes_of, tensors.values())]
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        for block in (len(text).to_bytes(8, "little"), text, *map(_bytes_of, tensors.values())):
+        for block in blocks:
             for part in range(0, len(block), _BLOCK):
                 digest.update(block[part : part + _BLOCK])
                 _write_all(file, block[part : part + _BLOCK])
@@ -105,9 +106,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> Any:
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    bytes_of: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    return memoryview(bytes_of)
 
 
 def _write_all(file: BinaryIO, block: memoryview | bytes) -> None:

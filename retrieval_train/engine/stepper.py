@@ -300,4 +300,4 @@ class Timer:
 
     def inner_s(self) -> float:
         """Asked after the GPU has done what was queued."""
-        return self._inner_s + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        return self._inner_s + sum(float(begin.elapsed_time(end)) for begin, end in self._events) / 1000

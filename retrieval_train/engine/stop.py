@@ -33,7 +33,14 @@ class Stop:
         self._until = time.monotonic() + max_minutes * 60 if max_minutes else None
         self._caught: int | None = None
         agreement.ask("signal", lambda: self._caught is not None)
-        agreement.ask("time", lambda: self._until is not None and time.monotonic() > self._until)
+        agreement.ask("time", self._is_time_up)
+
+    def is_wanted(self) -> bool:
+        """Whether this rank wants to stop; the others may not know yet."""
+        return self._caught is not None or self._is_time_up()
+
+    def _is_time_up(self) -> bool:
+        return self._until is not None and time.monotonic() > self._until
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:

@@ -160,7 +160,7 @@ class Sharded:
 
         parameter: Any = self.trained[name]
         if self._stage == 0:
-            return parameter.detach() if moment is None else self._optimizer.state[parameter][moment]
+            return parameter.detach() if moment is None else self._optimizer.state[parameter][moment]  # type: ignore[no-any-return]
         whole = (
             safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
         )

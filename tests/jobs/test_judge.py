@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs import evaluate, train
 from jobs.export import write_export
@@ -30,8 +31,8 @@ from shards.cli import main
 from tests.processes import run_ranks
 from tests.retrieval_train.data.conftest import draw
 
-STEPS = 8
-BACKBONE = {"name": "timm", "model": "test_vit", "image_px": 32, "weights": "none", "blocks": 1, "drop_path": 0.2}
+STEPS = 6
+BACKBONE = {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1, "drop_path": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = ["make", "folder", str(root / "images"), "--levels", "domain/class", "--dev-fraction", "0.5"]
     assert main([*made, "--shard-samples", "10", "--out", str(root / "shapes")]) == 0
     return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The machine is shared with other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass
@@ -89,7 +99,7 @@ def start(
     embedder = train.fresh_embedder(config)
     view = train.view_of(config, embedder)
     loader = build_loader(
-        config.data, config.shards_root, world, image_px=32, accumulate=1, seed=config.seed, view=view
+        config.data, config.shards_root, world, image_px=16, accumulate=1, seed=config.seed, view=view
     )
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
@@ -108,7 +118,7 @@ def start(
     watchers: list[loop.Watcher] = [done, checkpoints]
     if judging is not None:
         checked = configs.check(judge.Config, {"set": "shapes", "embed": {"workers": 0}, **judging}, where="test")
-        model = judge.Model(engine, view, image_px=32)
+        model = judge.Model(engine, view, image_px=16)
         done.judge = Judge(
             checked,
             model,
@@ -132,7 +142,7 @@ def start(
 
 def judged_twice(world: World, folder: Path, sets: Path, engine: dict[str, Any]) -> dict[str, Any]:
     """What the judge says of some steps, and what the evaluate job says of their exports."""
-    done = start(world, RunDir(folder / "train"), train_config(sets, engine), {"every_steps": 3}, keep=99)
+    done = start(world, RunDir(folder / "train"), train_config(sets, engine), {"every_steps": 4}, keep=99)
     assert done.judge is not None
     job = {}
     for step in done.judge.curve[0][1:]:
@@ -160,7 +170,7 @@ def test_the_figures_are_those_of_the_evaluate_job_for_an_export_of_that_step(
 ) -> None:
     first, second = run_ranks(judged_twice, 2, tmp_path, sets, engine)
     assert first == {**second, "figures": first["figures"]}, "the ranks agree"
-    assert first["curve"][0] == [0, 3, 6, STEPS], "before the first step, every third, after the last"
+    assert first["curve"][0] == [0, 4, STEPS], "before the first step, every fourth, after the last"
     assert not first["left"], "the embeddings are removed"
     for step, metrics in first["job"].items():
         figures = dict(first["figures"][step - 1])
@@ -169,7 +179,7 @@ def test_the_figures_are_those_of_the_evaluate_job_for_an_export_of_that_step(
         wanted |= {f"dev/{domain}/mMP@5": metrics[domain]["mMP@5"] for domain in ("warm", "cold")}
         assert figures == pytest.approx(wanted, abs=1e-6)
         assert first["curve"][1][first["curve"][0].index(step)] == figures["dev/mMP@5"]
-    assert [bool(figures) for figures in first["figures"]] == [step in (3, 6, STEPS) for step in range(1, STEPS + 1)]
+    assert [bool(figures) for figures in first["figures"]] == [step in (4, STEPS) for step in range(1, STEPS + 1)]
 
 
 def test_training_goes_on_as_if_nobody_had_looked(tmp_path: Path, sets: Path) -> None:
@@ -183,18 +193,18 @@ def test_training_goes_on_as_if_nobody_had_looked(tmp_path: Path, sets: Path) ->
 
 def test_a_run_stops_when_nothing_gets_better_and_so_does_one_that_was_cut(tmp_path: Path, sets: Path) -> None:
     still = train_config(sets, {"name": "plain"}, optimizer={"name": "adamw", "lr": 1e-12, "head_lr": 1e-12})
-    judging = {"every_steps": 2, "patience": 2}
+    judging = {"every_steps": 1, "patience": 2}
     whole = start(Alone(), RunDir(tmp_path / "whole"), still, judging)
     assert whole.judge is not None
-    assert (whole.ending, len(whole.losses)) == ("early stop", 6), "best at 2, no better at 4 and 6"
-    for cut in (1, 4, 5):
+    assert (whole.ending, len(whole.losses)) == ("early stop", 3), "best at 1, no better at 2 and 3"
+    for cut in (1, 2):
         run = RunDir(tmp_path / f"cut-{cut}")
         start(Alone(), run, still, judging, until=cut)
         resumed = start(Alone(), run, still, judging)
         assert resumed.judge is not None
-        assert (resumed.ending, len(resumed.losses)) == ("early stop", 6 - cut)
+        assert (resumed.ending, len(resumed.losses)) == ("early stop", 3 - cut)
         assert resumed.judge.state() == whole.judge.state()
-    again = start(Alone(), whole.run, still, judging, until=6)
+    again = start(Alone(), whole.run, still, judging, until=3)
     assert again.judge is not None and again.judge.has_seen_enough, "a start after the end has no step to make"
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import yaml
 from jobs import job
 from jobs.training.origin import ABSENT, Origin, changes_of, described, differences, still_true
 from retrieval_train.config import as_now, check
+from retrieval_train.engine import checkpoint, state_file
 from retrieval_train.rundir import RunDir, read_json
-from retrieval_train.world import World
+from retrieval_train.world import Alone, World
 from tests.processes import run_ranks
 from tests.retrieval_train.data.conftest import make_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
-TIMES = ("step_s", "images_per_s", "wait", "time", "own", "read", "stall", "mfu", "flops", "memory", "_s")
 
 
 def config(root: Path, sets: Path, **more: Any) -> dict[str, Any]:
@@ -63,12 +64,14 @@ def start(folder: Path, values: dict[str, Any]) -> RunDir:
     return run
 
 
-@pytest.fixture(autouse=True)
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    """This process is one."""
+    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +80,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> RunDir:
+def first(tmp_path_factory: pytest.TempPathFactory, sets: Path, one_rank: None) -> RunDir:
     """A run that was not interrupted."""
     root = tmp_path_factory.mktemp("first")
-    with pytest.MonkeyPatch.context() as patch:
-        one_rank.__wrapped__(patch) if hasattr(one_rank, "__wrapped__") else None
-        return start(root / "runs/first", config(root, sets))
+    return start(root / "runs/first", config(root, sets))
 
 
 def figures(run: RunDir) -> dict[int, tuple[float, ...]]:
@@ -91,18 +92,12 @@ def figures(run: RunDir) -> dict[int, tuple[float, ...]]:
     return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines}
 
 
-def begun_at(url: str, run: RunDir, step: int) -> Any:
-    return {"checkpoint": url or str(run.checkpoint(step))}
-
-
 def test_a_run_goes_on_from_anothers_checkpoint_as_that_one_did(first: RunDir, sets: Path, tmp_path: Path) -> None:
     second = start(tmp_path / "second", config(tmp_path, sets, origin={"checkpoint": str(first.checkpoint(4))}))
     whole = figures(first)
     assert figures(second) == {step: whole[step] for step in (5, 6)}
     model = "model.safetensors"
     assert (second.checkpoint(6) / model).read_bytes() == (first.checkpoint(6) / model).read_bytes()
-    shutil.rmtree(second.checkpoint(6))
-    second.set_latest(second.checkpoint(4))
 
 
 def test_a_url_is_copied_once_and_not_needed_again(first: RunDir, sets: Path, tmp_path: Path) -> None:
@@ -144,42 +139,45 @@ def test_a_changed_config_yaml_is_refused_with_its_fields(first: RunDir, sets: P
 # --- ranks
 
 
-def fetched(world: World, values: dict[str, Any], folder: Path) -> str:
-    config = checked(values)
-    try:
-        return str(config.origin.fetch(config, RunDir(folder), world))
-    except ValueError as error:
-        return f"ValueError: {error}"
+def fetched(world: World, cases: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Where the checkpoint of each config is, or what is wrong with it."""
+    told = []
+    for case in cases:
+        config = checked(case)
+        try:
+            told.append(str(config.origin.fetch(config, RunDir(folder), world)))
+        except ValueError as error:
+            told.append(f"ValueError: {error}")
+    return told
 
 
-@pytest.mark.parametrize(
-    ("edit", "told"),
-    [
-        ({}, r"\S+/second/origin/step-00000004"),
-        ({"optimizer": {"lr": 0.5}}, r"ValueError: .*was written with another config[^*]* 0.001 -> 0.5\n[^*]*"),
-        ({"neck": {"name": "linear", "out": 4}}, r"ValueError: .*was written with another config.* 8 -> 4 \*\n.*"),
-    ],
-)
-def test_all_ranks_are_told_the_same_of_a_url(
-    first: RunDir, sets: Path, tmp_path: Path, edit: dict[str, Any], told: str
-) -> None:
+def test_all_ranks_are_told_the_same_of_a_url(first: RunDir, sets: Path, tmp_path: Path) -> None:
     origin = {"checkpoint": f"file://{first.checkpoint(4)}"}
-    one, other = run_ranks(fetched, 2, config(tmp_path, sets, origin=origin, **edit), tmp_path / "second")
-    assert one == other and re.fullmatch(told, one, re.DOTALL), one
+    edits: list[dict[str, Any]] = [{}, {"optimizer": {"lr": 0.5}}, {"neck": {"name": "linear", "out": 4}}]
+    cases = [config(tmp_path, sets, origin=origin, **edit) for edit in edits]
+    one, other = run_ranks(fetched, 2, cases, tmp_path / "second")
+    assert one == other
+    assert one[0] == str(tmp_path / "second/origin/step-00000004")
+    assert re.match(
+        r"ValueError: origin.checkpoint: was written with another.*\n +optimizer.lr: 0.001 -> 0.5\n", one[1]
+    )
+    assert re.match(r"ValueError: origin.checkpoint: was written with another.*\n +neck.out: 8 -> 4 \*\n", one[2])
 
 
 def test_a_damaged_or_missing_url_is_told(first: RunDir, sets: Path, tmp_path: Path) -> None:
-    from retrieval_train.world import Alone
-
     shutil.copytree(first.checkpoint(4), tmp_path / "sent/step-00000004")
     with (tmp_path / "sent/step-00000004/model.safetensors").open("r+b") as file:
         file.seek(400)
         file.write(b"\1\2\3\4")
     values = config(tmp_path, sets, origin={"checkpoint": f"file://{tmp_path}/sent"})
-    assert "model.safetensors was changed or damaged" in fetched(Alone(), values, tmp_path / "second")
+    assert "model.safetensors was changed or damaged" in fetched(Alone(), [values], tmp_path / "second")[0]
     values = config(tmp_path, sets, origin={"checkpoint": f"file://{tmp_path}/none"})
-    assert "there is no whole checkpoint at the URL" in fetched(Alone(), values, tmp_path / "second")
+    assert "there is no whole checkpoint at the URL" in fetched(Alone(), [values], tmp_path / "second")[0]
     assert not list(tmp_path.glob("second/origin/step-*"))
+
+
+def test_a_login_node_reads_the_schema_that_the_ranks_write() -> None:
+    assert state_file.SCHEMA == checkpoint.SCHEMA
 
 
 # --- comparing
