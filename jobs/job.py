@@ -92,10 +92,13 @@ def find(name: Any, *, where: str) -> Any:
     return importlib.import_module(f"jobs.{name}")
 
 
-def check(values: Mapping[str, Any], *, where: str) -> JobConfig:
-    """A mapping as its job's config, with the outside world looked at. Raises ConfigError with every problem."""
+def check(values: Mapping[str, Any], *, where: str, is_begun: bool = False) -> JobConfig:
+    """A mapping as its job's config, with the outside world looked at. Raises ConfigError with every problem.
+
+    A run that `is_begun` has a checkpoint of its own: what it began from may be gone.
+    """
     config: JobConfig = configs.check(find(values.get("job"), where=where).Config, values, where=where)
-    problems = config.problems()
+    problems = [(key, text) for key, text in config.problems() if not (is_begun and key.startswith("origin."))]
     if problems:
         raise ConfigError(where, problems)
     return config
@@ -103,7 +106,8 @@ def check(values: Mapping[str, Any], *, where: str) -> JobConfig:
 
 def load(run: RunDir) -> JobConfig:
     """The config that `submit` wrote into the run folder."""
-    return check(configs.read(run.config), where=str(run.config))
+    is_begun = run.latest_checkpoint() is not None
+    return check(configs.read(run.config), where=str(run.config), is_begun=is_begun)
 
 
 def run_folder(config: JobConfig) -> RunDir:

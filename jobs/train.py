@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from jobs.job import JobConfig
@@ -33,6 +34,7 @@ from retrieval_train.tracking import Config as Tracking
 if TYPE_CHECKING:
     from retrieval_train.data.loader import Loader
     from retrieval_train.data.view import View
+    from retrieval_train.learner import Learner
     from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
 
@@ -131,11 +133,53 @@ class Config(JobConfig):
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """Train to the end, or save and raise Preempted; the last step. Resumes from the newest checkpoint."""
     from jobs.export import write_export
-    from jobs.training.figures import Speed, tell_machine
+    from jobs.training.figures import Speed
     from jobs.training.page import write_page
     from jobs.training.session import Session
-    from retrieval_train.data.loader import build_loader
     from retrieval_train.engine.flops import image_flops
+
+    parts = build(config, run, world)
+    embedder, loader, learner = parts.embedder, parts.loader, parts.learner
+    num_steps = config.length.num_steps(loader.epoch_steps, config.data.batch)
+    schedule = config.schedule.build(num_steps, epoch_steps=loader.epoch_steps, batch=config.data.batch)
+    sizes = {config.backbone.image_px, *(stretch.px for stretch in config.data.resolutions)}
+    flops_of_px = {px: image_flops(embedder, image_px=px) for px in sizes}  # before the engine wraps the embedder
+    speed = Speed(learner, flops_of_px, config.engine.precision)
+    engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
+
+    session = Session(
+        config,
+        run,
+        world,
+        learner=learner,
+        loader=loader,
+        engine=engine,
+        speed=speed,
+        view=view_of(config, embedder),
+        num_steps=num_steps,
+    )
+    _tell(config, loader, embedder, num_steps, engine.step)
+    session.train()
+    if world.rank == 0:
+        write_export(config, session.result, run.export)
+        write_page(run, judged=session.judged, metric=config.evaluate.metric if config.evaluate else "")
+    world.barrier()
+    return {"steps": float(engine.step)}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained and on what, before an engine takes it."""
+
+    embedder: Embedder
+    loader: Loader
+    learner: Learner
+
+
+def build(config: Config, run: RunDir, world: World) -> Parts:
+    """Fresh weights, or those of `init`. Collective."""
+    from jobs.training.figures import tell_machine
+    from retrieval_train.data.loader import build_loader
     from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
@@ -163,32 +207,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     if config.init:
         head.take(exported.read_centres(config.init.model))
-    learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
-    num_steps = config.length.num_steps(loader.epoch_steps, config.data.batch)
-    schedule = config.schedule.build(num_steps, epoch_steps=loader.epoch_steps, batch=config.data.batch)
-    sizes = {config.backbone.image_px, *(stretch.px for stretch in config.data.resolutions)}
-    flops_of_px = {px: image_flops(embedder, image_px=px) for px in sizes}  # before the engine wraps the embedder
-    speed = Speed(learner, flops_of_px, config.engine.precision)
-    engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
-
-    session = Session(
-        config,
-        run,
-        world,
-        learner=learner,
-        loader=loader,
-        engine=engine,
-        speed=speed,
-        view=view_of(config, embedder),
-        num_steps=num_steps,
-    )
-    _tell(config, loader, embedder, num_steps, engine.step)
-    session.train()
-    if world.rank == 0:
-        write_export(config, run.best_checkpoint() or run.checkpoint(engine.step), run.export)
-        write_page(run)
-    world.barrier()
-    return {"steps": float(engine.step)}
+    return Parts(embedder, loader, Learner(embedder, head, config.loss, world, loader.labels.domains))
 
 
 def be_deterministic() -> None:

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -101,20 +102,37 @@ def thumbnail(picture: bytes, *, side_px: int = THUMBNAIL_PX) -> str:
     return "data:image/webp;base64," + base64.b64encode(stored.getvalue()).decode("ascii")
 
 
-def curve(series: Series, *, ylabel: str, xlabel: str = "step") -> Markup:
-    """Lines over a common x; NaN leaves a gap. `ylabel` is also what a screen reader says."""
+def curve(
+    series: Series,
+    *,
+    ylabel: str,
+    xlabel: str = "step",
+    is_log: bool = False,
+    marks: Mapping[str, float] = MappingProxyType({}),
+) -> Markup:
+    """Lines over a common x; NaN leaves a gap. `ylabel` is also what a screen reader says.
+
+    `is_log` is of the x axis; `marks` are upright lines: name -> x.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
     figure = Figure(figsize=(WIDTH_INCH, 2.8), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, (x, y)) in enumerate(series.items()):
         few = "o" if len(x) < 20 else ""
         axes.plot(x, y, color=INKS[number % len(INKS)], label=_plain(name), linewidth=1.8, marker=few, markersize=4)
+    for number, (name, at) in enumerate(marks.items(), start=len(series)):
+        axes.axvline(at, color=INKS[number % len(INKS)], label=_plain(name), linewidth=1.4, linestyle="--")
+    if is_log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))  # text: powers of ten would be drawn as mathematics
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(_plain(xlabel))
     axes.set_ylabel(_plain(ylabel))
     axes.grid(color=FAINT, linewidth=0.7)
-    _legend(axes, len(series))
-    return _svg(figure, axes, label=f"{ylabel} over {xlabel}: {', '.join(series)}")
+    _legend(axes, len(series) + len(marks))
+    return _svg(figure, axes, label=f"{ylabel} over {xlabel}: {', '.join([*series, *marks])}")
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Markup:

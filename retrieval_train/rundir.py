@@ -112,6 +112,11 @@ class RunDir:
         return self.checkpoints / f"step-{step:08d}"
 
     @property
+    def origin(self) -> Path:
+        """Another run's checkpoint that was brought from a URL, from which this run went on."""
+        return self.path / "origin"
+
+    @property
     def export(self) -> Path:
         return self.path / "export"
 

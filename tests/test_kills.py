@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from launcher.processes import group_members
@@ -95,6 +94,8 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         code = start.wait(120)
         told.append(f"  {start.what}; killed {whom} {plan.delay_s:.3f} s after {plan.moment}; it ended with {code}")
         assert code in (0, 1, -signal.SIGKILL), "\n".join([*told, start.told()])
+        if chance.random() < 0.25 and (file_damaged := damage(link, chance.random())):
+            told.append(f"  damaged {file_damaged}")
     last = Start(file, ranks=chance.choice((1, 2, 3)), stage=chance.choice(STAGES), workers=0)
     code = last.wait(240)
     told.append(f"  {last.what}; it ended with {code}")
@@ -206,6 +207,20 @@ class Kill:
         return [one_of[int(self.draw * len(one_of))]] if one_of else mine
 
 
+def damage(link: Path, draw: float) -> Path | None:
+    """Change a byte of a file of the newest checkpoint, where there is one before it and nobody reads it."""
+    run = RunDir(link)
+    newest, whole = run.latest_checkpoint(), sorted(run.checkpoints.glob("step-*/state.json"))
+    if newest is None or len(whole) < 2 or newest == whole[0].parent or group_members(group_of(link)):
+        return None
+    files = sorted(path for path in newest.iterdir() if path.suffix != ".json" and path.stat().st_size)
+    file = files[int(draw * len(files))]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return file.relative_to(link)
+
+
 def is_rank(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return b"submitit.core._submit" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -252,7 +267,10 @@ def compare(link: Path, whole: RunDir, groups: set[int]) -> str:
         ours, wanted = load_file(run.export / file), load_file(whole.export / file)
         assert ours.keys() == wanted.keys()
         for name in wanted:
-            gap = float((ours[name].float() - wanted[name].float()).abs().max() / wanted[name].float().abs().max().clamp_min(1e-3))
+            gap = float(
+                (ours[name].float() - wanted[name].float()).abs().max()
+                / wanted[name].float().abs().max().clamp_min(1e-3)
+            )
             furthest[file] = max(furthest.get(file, 0.0), gap)
     assert (run.export / "classes.txt").read_text() == (whole.export / "classes.txt").read_text()
     assert all(gap < EVERYWHERE for gap in furthest.values()), furthest

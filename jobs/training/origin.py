@@ -94,7 +94,7 @@ class Origin(Section):
     def _brought(self, run: RunDir) -> Path:
         if isinstance(self.checkpoint, Path):
             return self.checkpoint
-        into = run.path / "origin"
+        into = run.origin
         there = sorted(into.glob("step-*"))  # of an earlier start: the URL may have a newer one by now
         return there[-1] if there else mirror.fetch(_checkpoint_at(self.checkpoint), into)
 

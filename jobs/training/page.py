@@ -12,11 +12,11 @@ from retrieval_train.rundir import RunDir, write_text
 _SHOWN = {"loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm", "images_per_s": "images a second"}
 
 
-def write_page(run: RunDir) -> None:
+def write_page(run: RunDir, *, judged: tuple[list[int], list[float]], metric: str) -> None:
+    """`judged` are the steps of evaluations on the way, and their `metric`."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    curves = [page.curve({run.path.name: _points(lines, key)}, ylabel=y) for key, y in _SHOWN.items()]
-    judged = sorted(key for key in lines[-1] | (lines[0] if lines else {}) if key.startswith("dev/"))
-    curves += [page.curve({key: _points(lines, key)}, ylabel=key) for key in judged[:1]]
+    curves = [page.curve({metric: judged}, ylabel=f"{metric} on the way")] if judged[0] else []
+    curves += [page.curve({run.path.name: _points(lines, key)}, ylabel=y) for key, y in _SHOWN.items()]
     body = Markup("").join(curves)
     last = next((line["loss"] for line in reversed(lines) if line["loss"] is not None), float("nan"))
     lead = f"{len(lines)} steps, {lines[-1]['images']:,} images; the last loss is {last:.4f}."

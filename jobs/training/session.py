@@ -93,17 +93,19 @@ class Session:
 
     # --- training
 
-    def train(self) -> Ending:
+    def train(self) -> None:
         """To the end, through roll-backs. Raises Preempted when it stopped before, and NotFinite."""
         failed = True
         try:
             with self._stop.listening(), deaths_told(self._world.rank), self._watchdog():
                 if self._judge:
                     self._judge.start()
-                while (ending := self._train()) == "roll back":
-                    self._go_back()
+                if self._judge and self._judge.has_seen_enough:  # a kill came between the last save and the end
+                    self._end("early stop")
+                else:
+                    while self._train() == "roll back":
+                        self._go_back()
             failed = False
-            return ending
         except Preempted:
             failed = False
             raise
@@ -111,6 +113,17 @@ class Session:
             self._tracker.close(failed=failed)
             with contextlib.suppress(Exception):
                 self.engine.close()
+
+    @property
+    def result(self) -> Path:
+        """The checkpoint to export: the best one where training was judged, else the last."""
+        best = self._judge.best if self._judge else None
+        return best or self._run.checkpoint(self.engine.step)
+
+    @property
+    def judged(self) -> tuple[list[int], list[float]]:
+        """Steps and the judge's metric after each."""
+        return self._judge.curve if self._judge else ([], [])
 
     def _train(self) -> Ending:
         first = self.engine.step

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from retrieval_train.engine import checkpoint
 from retrieval_train.engine.params import set_lr, squared_norm
+from retrieval_train.engine.state_file import CheckpointError
 from retrieval_train.heads.centres import Head
 from retrieval_train.world import World
 
@@ -64,7 +65,7 @@ class CentreStep:
         lacking = self._head.take(found.get("centre", {}))
         if lacking:
             few = ", ".join(lacking[:3])
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{folder} has no centres for {len(lacking)} of the classes ({few} ...); "
                 "were classes added since? start a new run with `init.model` set to this run's export"
             )

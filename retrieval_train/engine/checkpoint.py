@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from retrieval_train.engine.state_file import CheckpointError, peek
 from retrieval_train.rundir import read_json, read_names
 
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-
 BUFFERS = "buffers.safetensors"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: which file, and what to do."""
 
 
 class Damaged(CheckpointError):
@@ -52,16 +47,6 @@ def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
     found = [text for text in (world.every(problem) if world else [problem]) if text]
     if found:
         raise Damaged(found[0])
-    return state
-
-
-def peek(folder: Path) -> dict[str, Any]:
-    """`state.json`, its files not looked at. Raises CheckpointError for a folder that is no checkpoint this code reads."""
-    if not (folder / "state.json").is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no state.json")
-    state: dict[str, Any] = read_json(folder / "state.json")
-    if state.get("schema", 0) > SCHEMA:
-        raise CheckpointError(f"{folder} has schema {state['schema']}, this code reads up to {SCHEMA}; update the code")
     return state
 
 

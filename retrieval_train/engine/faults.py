@@ -1,7 +1,9 @@
 """Steps whose loss or gradient is not finite: left out, counted, explained; the run goes back when there are too many.
 
 faults/skipped.jsonl    step, why, and what a second look found: rank, layer, sample keys
-roll_backs.jsonl        from which step to which; every line lowers the learning rate by `lr_factor`, also after a resume
+                        (of the steps that stay: those that are done again leave nothing there)
+roll_backs.jsonl        from which step to which, and the last look's words; every line lowers the learning rate by
+                        `lr_factor`, also after a resume
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Faults:
         """Note it down, and lower the learning rate: the engine has just loaded the checkpoint of `to_step`."""
         if self._world.rank == 0:
             with self._run.roll_backs.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"from": from_step, "to": to_step}) + "\n")
+                file.write(json.dumps({"from": from_step, "to": to_step, "found": self.last}) + "\n")
         self._world.barrier()
         self._in_row = 0
         self._engine.lr_scale = self._config.lr_factor ** self._world.from_first(self._num_roll_backs())

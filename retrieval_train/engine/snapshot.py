@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from retrieval_train.engine.checkpoint import SCHEMA, file_sum, persistent_buffers
+from retrieval_train.engine.checkpoint import file_sum, persistent_buffers
+from retrieval_train.engine.state_file import SCHEMA
 from retrieval_train.rundir import write_json, write_names
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from retrieval_train.engine.loss_scale import LossScale
 from retrieval_train.engine.snapshot import Host, Snapshot, mean_buffers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from retrieval_train.data.batch import Batch
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
@@ -71,6 +71,7 @@ class Stepper:
         self._world = self.learner.world
         self._loss_scale = LossScale(self.config.loss_scale) if self.config.precision == "fp16" else None
         self._host = Host()
+        self._buffers = list(checkpoint.persistent_buffers(self.learner.embedder).values())
 
     # --- stepping
 
@@ -78,12 +79,15 @@ class Stepper:
         assert len(micro_batches) == self.config.accumulate, "the order deals as many micro-batches as make a step"
         started = time.perf_counter()
         lr_factor = self.schedule.factor(self.step) * self.lr_scale
+        buffers = self._copy_buffers()
         if self.optimizer.sam is None:
             done = self._pass(micro_batches, lr_factor)
         else:
             done = self._sharpness_aware(micro_batches, lr_factor)
         skipped = "" if done.factor is not None else self._why_skipped(done)
-        if not skipped:
+        if skipped:
+            self._put_buffers(buffers)  # batch norm's means of rows that are not finite would stay so for good
+        else:
             self.updates += 1
             if self._loss_scale:
                 self._loss_scale.stepped()
@@ -165,16 +169,22 @@ class Stepper:
         first = self._pass(micro_batches, lr_factor, act=climb)
         if not climbed:  # its gradients were not finite
             return first
-        buffers = {name: buffer.clone() for name, buffer in self.learner.embedder.named_buffers()}
+        buffers = self._copy_buffers()
         second = self._pass(micro_batches, lr_factor, act=descend_and_step)
-        for name, value in buffers.items():  # batch norm has seen these rows once, with the weights that are kept
-            self.learner.embedder.get_buffer(name).copy_(value)
+        self._put_buffers(buffers)  # batch norm has seen these rows once, with the weights that are kept
         if climbed:  # those of the second were not
             climbed.pop().descend()
         second.loss, second.losses = first.loss, first.losses  # of the weights, not of the point near them
         for name in ("embed_s", "forward_s", "backward_s", "update_s"):
             setattr(second, name, getattr(first, name) + getattr(second, name))
         return second
+
+    def _copy_buffers(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self._buffers]
+
+    def _put_buffers(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=True):
+            buffer.copy_(value)
 
     def _why_skipped(self, done: Pass) -> str:
         if not math.isfinite(done.loss):
@@ -247,13 +257,17 @@ class Stepper:
 
     @contextmanager
     def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """As an export of this step would embed: with the mean of the ranks' running statistics."""
         embedder = self.learner.embedder
+        own = {name: buffer.clone() for name, buffer in checkpoint.persistent_buffers(embedder).items()}
+        _put_buffers(embedder, mean_buffers(embedder, self._world))
         embedder.eval()
         try:
             with self.half.embedding() as embed:
                 yield embed
         finally:
             embedder.train()
+            _put_buffers(embedder, own)
 
     def trained_weights(self) -> dict[str, Tensor]:
         wholes = {}
@@ -268,6 +282,11 @@ class Stepper:
 
     def close(self) -> None:
         self.half.close()
+
+
+def _put_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        module.get_buffer(name).copy_(value)
 
 
 class Timer:

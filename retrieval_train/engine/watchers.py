@@ -54,8 +54,8 @@ class Track:
             "loss": report.loss,
             "lr": report.lr,
             "grad_norm": report.grad_norm,
-            "images_per_s": round(report.images / elapsed, 2),
-            "images_per_s_rank": round(report.rows / elapsed, 2),
+            "images_per_s": 0.0,
+            "images_per_s_rank": 0.0,
             "data_wait_s": round(report.wait_s, 4),
             "step_s": round(report.step_s, 4),
             "forward_s": round(report.forward_s, 4),
@@ -69,6 +69,10 @@ class Track:
         }
         for more in (*self._of_step, *(self._of_ranks if is_due else ())):
             figures.update(more(report))
+        elapsed -= figures.get("evaluate_s", 0.0)
+        figures["images_per_s"], figures["images_per_s_rank"] = (
+            round(rows / elapsed, 2) for rows in (report.images, report.rows)
+        )
         self._tracker.write(report.step, figures)
 
 

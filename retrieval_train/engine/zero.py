@@ -190,8 +190,9 @@ class Sharded:
         import torch
 
         yield self._in_step
-        while side := self._largest(0):  # a rank that has no more images goes along with those that have
-            self._deepspeed.module(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self._world.device))
+        with torch.no_grad():
+            while side := self._largest(0):  # a rank that has no more images goes along with those that have
+                self._deepspeed.module(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self._world.device))
 
     def _in_step(self, image_NCHW: Tensor) -> Tensor:
         """Under stage 3 a forward gathers weights from all ranks: all of them do one, or none does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from tests.retrieval_train.data.conftest import draw
 
 STEPS = 6
 BACKBONE = {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1, "drop_path": 0.2}
+
+SILENT = {"wandb": {"mode": "disabled"}}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,13 @@ def start(
     embedder = train.fresh_embedder(config)
     view = train.view_of(config, embedder)
     loader = build_loader(
-        config.data, config.shards_root, world, image_px=16, accumulate=1, seed=config.seed, view=view
+        config.data,
+        config.shards_root,
+        world,
+        image_px=config.backbone.image_px,
+        accumulate=1,
+        seed=config.seed,
+        view=view,
     )
     head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
     learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
@@ -118,7 +127,7 @@ def start(
     watchers: list[loop.Watcher] = [done, checkpoints]
     if judging is not None:
         checked = configs.check(judge.Config, {"set": "shapes", "embed": {"workers": 0}, **judging}, where="test")
-        model = judge.Model(engine, view, image_px=16)
+        model = judge.Model(engine, view, config.backbone.image_px)
         done.judge = Judge(
             checked,
             model,
@@ -140,46 +149,47 @@ def start(
     return done
 
 
-def judged_twice(world: World, folder: Path, sets: Path, engine: dict[str, Any]) -> dict[str, Any]:
-    """What the judge says of some steps, and what the evaluate job says of their exports."""
-    done = start(world, RunDir(folder / "train"), train_config(sets, engine), {"every_steps": 4}, keep=99)
-    assert done.judge is not None
-    job = {}
-    for step in done.judge.curve[0][1:]:
-        export, run = folder / f"export-{step}", RunDir(folder / f"evaluate-{step}")
-        if world.rank == 0:
-            write_export(done.config, done.run.checkpoint(step), export)
-        world.barrier()
-        values = {
-            "job": "evaluate",
-            "run": {"name": "job"},
-            "shards_root": sets,
-            "model": export,
-            "baselines": ["chance"],
-        }
-        config = configs.check(evaluate.Config, {**values, "data": {"set": "shapes"}}, where="test")
-        evaluate.run(config, run, world)
-        world.barrier()
-        job[step] = read_json(run.report)["metrics"]
-    return {"figures": done.figures, "curve": done.judge.curve, "job": job, "left": done.run.embeddings.exists()}
+def judged_twice(world: World, root: Path, sets: Path) -> dict[str, Any]:
+    """By engine: what the judge says of some steps, and what the evaluate job says of their exports."""
+    out = {}
+    for engine in ({"name": "plain"}, {"name": "zero", "stage": 3}):
+        folder, job = root / str(engine["name"]), {}
+        done = start(world, RunDir(folder / "train"), train_config(sets, engine), {"every_steps": 4}, keep=99)
+        assert done.judge is not None
+        for step in done.judge.curve[0][1:]:
+            job[step] = evaluated(world, folder, done, step)
+        out[engine["name"]] = (done.figures, done.judge.curve, job, done.run.embeddings.exists())
+    return out
 
 
-@pytest.mark.parametrize("engine", [{"name": "plain"}, {"name": "zero", "stage": 3}], ids=["plain", "zero3"])
-def test_the_figures_are_those_of_the_evaluate_job_for_an_export_of_that_step(
-    tmp_path: Path, sets: Path, engine: dict[str, Any]
-) -> None:
-    first, second = run_ranks(judged_twice, 2, tmp_path, sets, engine)
-    assert first == {**second, "figures": first["figures"]}, "the ranks agree"
-    assert first["curve"][0] == [0, 4, STEPS], "before the first step, every fourth, after the last"
-    assert not first["left"], "the embeddings are removed"
-    for step, metrics in first["job"].items():
-        figures = dict(first["figures"][step - 1])
-        assert figures.pop("evaluate_s") > 0
-        wanted = {f"dev/{name}": value for name, value in metrics["merged"].items()}
-        wanted |= {f"dev/{domain}/mMP@5": metrics[domain]["mMP@5"] for domain in ("warm", "cold")}
-        assert figures == pytest.approx(wanted, abs=1e-6)
-        assert first["curve"][1][first["curve"][0].index(step)] == figures["dev/mMP@5"]
-    assert [bool(figures) for figures in first["figures"]] == [step in (4, STEPS) for step in range(1, STEPS + 1)]
+def evaluated(world: World, folder: Path, done: Start, step: int) -> dict[str, dict[str, float]]:
+    """The evaluate job's metrics of a step's export."""
+    export, run = folder / f"export-{step}", RunDir(folder / f"evaluate-{step}")
+    if world.rank == 0:
+        write_export(done.config, done.run.checkpoint(step), export)
+    world.barrier()
+    values = {"job": "evaluate", "run": {"name": "job"}, "shards_root": done.config.shards_root, "model": export}
+    values |= {"baselines": ["chance"], "data": {"set": "shapes"}, "embed": {"workers": 0}}
+    evaluate.run(configs.check(evaluate.Config, values, where="test"), run, world)
+    world.barrier()
+    metrics: dict[str, dict[str, float]] = read_json(run.report)["metrics"]
+    return metrics
+
+
+def test_the_figures_are_those_of_the_evaluate_job_for_an_export_of_that_step(tmp_path: Path, sets: Path) -> None:
+    first, second = run_ranks(judged_twice, 2, tmp_path, sets)
+    for engine, (figures, curve, job, is_left) in first.items():
+        assert second[engine][1:] == (curve, job, is_left), "the ranks agree"
+        assert curve[0] == [0, 4, STEPS], "before the first step, every fourth, after the last"
+        assert [step for step, of_step in enumerate(figures, start=1) if of_step] == [4, STEPS]
+        assert not is_left, "the embeddings are removed"
+        for step, metrics in job.items():
+            found = figures[step - 1]
+            assert found.pop("evaluate_s") > 0
+            wanted = {f"dev/{name}": value for name, value in metrics["merged"].items()}
+            wanted |= {f"dev/{domain}/mMP@5": metrics[domain]["mMP@5"] for domain in ("warm", "cold")}
+            assert found == pytest.approx(wanted, abs=1e-6), (engine, step)
+            assert curve[1][curve[0].index(step)] == found["dev/mMP@5"]
 
 
 def test_training_goes_on_as_if_nobody_had_looked(tmp_path: Path, sets: Path) -> None:
@@ -219,6 +229,20 @@ def test_the_best_step_stays_when_others_are_removed(tmp_path: Path, sets: Path)
     assert done.judge.best == run.best_checkpoint() == run.checkpoint(best)
     assert sorted(run.checkpoints.glob("step-*")) == [run.checkpoint(best), run.checkpoint(STEPS)]
     assert read_json(run.checkpoint(best) / "state.json")["extra"]["judge"]["best"] == [best, values[best]]
+
+
+def test_a_train_run_exports_its_best_step_and_tracks_every_evaluation(tmp_path: Path, sets: Path) -> None:
+    optimizer = {"name": "adamw", "lr": 0.01, "head_lr": 0.1}
+    judging = {"set": "shapes", "every_steps": 1, "metric": "mAP@10", "patience": 3, "embed": {"workers": 0}}
+    run = RunDir(tmp_path / "run")
+    config = train_config(sets, {"name": "plain"}, optimizer=optimizer, evaluate=judging, tracking=SILENT)
+    steps = train.run(config, run, Alone())["steps"]
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    values = {line["step"]: line["dev/mAP@10"] for line in lines}
+    best = max(values, key=lambda step: (values[step], -step))
+    assert list(values) == list(range(1, int(steps) + 1)) and best < steps
+    assert read_json(run.export / "model.json")["step"] == best
+    assert steps == min(best + 3, STEPS)
 
 
 def test_better_means_by_more_than_min_delta(tmp_path: Path, sets: Path) -> None:

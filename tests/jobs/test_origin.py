@@ -19,7 +19,6 @@ import yaml
 from jobs import job
 from jobs.training.origin import ABSENT, Origin, changes_of, described, differences, still_true
 from retrieval_train.config import as_now, check
-from retrieval_train.engine import checkpoint, state_file
 from retrieval_train.rundir import RunDir, read_json
 from retrieval_train.world import Alone, World
 from tests.processes import run_ranks
@@ -174,10 +173,6 @@ def test_a_damaged_or_missing_url_is_told(first: RunDir, sets: Path, tmp_path: P
     values = config(tmp_path, sets, origin={"checkpoint": f"file://{tmp_path}/none"})
     assert "there is no whole checkpoint at the URL" in fetched(Alone(), [values], tmp_path / "second")[0]
     assert not list(tmp_path.glob("second/origin/step-*"))
-
-
-def test_a_login_node_reads_the_schema_that_the_ranks_write() -> None:
-    assert state_file.SCHEMA == checkpoint.SCHEMA
 
 
 # --- comparing

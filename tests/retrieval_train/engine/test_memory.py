@@ -24,17 +24,17 @@ from retrieval_train.world import World
 from tests.processes import run_ranks
 from tests.retrieval_train.engine.test_engines import CLASSES, ROWS, micro_batches
 
-WIDTH, LAYERS, BUCKET_MB = 512, 12, 2.0
+WIDTH, LAYERS, BUCKET_MB = 256, 40, 1.0  # the share of a rank is many tensors: ZeRO copies whole ones
 
 
 class Layers(nn.Module):
-    """3 million parameters in many layers, the first two frozen."""
+    """3 million parameters in many layers, the first four frozen."""
 
     def __init__(self) -> None:
         super().__init__()
         blocks = [nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]
         self.backbone = nn.Sequential(nn.Linear(12, WIDTH), *blocks)
-        self.backbone[:2].requires_grad_(False)
+        self.backbone[:4].requires_grad_(False)
         self.neck = nn.Linear(WIDTH, 8)
 
     def draw(self, seed_N: torch.Tensor | None) -> None:
@@ -98,35 +98,32 @@ def most_held(world: World, stages: list[int], accumulate: int) -> list[dict[str
             held = sum(size for at, size in storages().items() if at not in before)
             most[moment] = max(held, most.get(moment, 0))
 
+        engine.train_step(micro_batches(0, accumulate, world))  # ZeRO 3 learns the order of the layers
         tell_moments(engine.half._deepspeed, tell)  # type: ignore[attr-defined]
-        for step in range(2):  # ZeRO 3 learns the order of the layers in the first
-            engine.train_step(micro_batches(step, accumulate, world))
+        engine.train_step(micro_batches(1, accumulate, world))
         engine.close()
         of_stages.append(most)
         del engine, learner, head
     return of_stages
 
 
-@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (3, 2)])
 def test_what_ranks_hold_is_what_the_formula_says(ranks: int, accumulate: int) -> None:
+    """Of the rank that holds most: which one copies its share of the gradients while the others' are still there."""
     sizes = [(p.numel(), p.requires_grad) for p in Layers().parameters()]
     trained, frozen = (sum(size for size, is_trained in sizes if is_trained is which) for which in (True, False))
     stages = [0, 1, 2, 3]
-    for of_rank in run_ranks(most_held, ranks, stages, accumulate):
-        for stage, most in zip(stages, of_rank, strict=True):
-            load = Load(
-                trained=trained,
-                frozen=frozen,
-                ranks=ranks,
-                stage=stage,  # type: ignore[arg-type]
-                bucket_bytes=int(BUCKET_MB * 2**20),
-            )
-            memory = memory_of(load)
-            said = memory.total - (memory.updating if stage == 0 else 0)  # stage 0's bucket is gone before the update
-            assert max(most.values()) == pytest.approx(said, rel=0.1), (stage, most, memory)
-            if stage == 3:
-                assert most["update"] == pytest.approx(memory.held + memory.updating, rel=0.1)
-                assert most["forward"] == pytest.approx(memory.held + memory.gathered, rel=0.1)
+    of_ranks = run_ranks(most_held, ranks, stages, accumulate)
+    for stage, mosts in zip(stages, zip(*of_ranks, strict=True), strict=True):
+        bucket_bytes = int(BUCKET_MB * 2**20)
+        load = Load(trained, frozen, ranks=ranks, stage=stage, bucket_bytes=bucket_bytes)  # type: ignore[arg-type]
+        memory = memory_of(load)
+        most = {moment: max(of_rank[moment] for of_rank in mosts) for moment in ("forward", "update")}
+        said = memory.total - (memory.updating if stage == 0 else 0)  # stage 0's bucket is gone before the update
+        assert max(most.values()) == pytest.approx(said, rel=0.1), (stage, most, memory)
+        if stage == 3:
+            assert most["update"] == pytest.approx(memory.held + memory.updating, rel=0.1)
+            assert most["forward"] == pytest.approx(memory.held + memory.gathered, rel=0.1)
 
 
 def test_offloading_moves_bytes_to_the_host_and_stage_3_divides_what_is_left() -> None:

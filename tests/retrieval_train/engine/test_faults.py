@@ -1,0 +1,314 @@
+"""A step that is not finite is left out as if its rows had never come, on all ranks; a second look says where it began."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retrieval_train.data.batch import Batch
+from retrieval_train.engine import plain, zero
+from retrieval_train.engine.checkpoint import persistent_buffers
+from retrieval_train.engine.diagnosis import look_again
+from retrieval_train.engine.engine import EngineConfig
+from retrieval_train.engine.faults import Faults, FaultsConfig
+from retrieval_train.engine.optimizers import adamw
+from retrieval_train.engine.schedule import ScheduleConfig
+from retrieval_train.engine.stepper import Stepper
+from retrieval_train.heads import arcface
+from retrieval_train.heads.centres import Head
+from retrieval_train.learner import Learner
+from retrieval_train.losses import softmax
+from retrieval_train.rundir import RunDir
+from retrieval_train.world import World
+from tests.processes import run_ranks
+
+CLASSES = [f"toys/{name}" for name in "abcde"]
+ROWS, MICRO, STEPS = 12, 2, 10
+ENGINES: list[EngineConfig] = [
+    plain.Config(accumulate=MICRO),
+    *(zero.Config(stage=s, accumulate=MICRO) for s in (0, 1, 2, 3)),
+]
+
+
+class NanBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * math.nan
+
+
+class Passing(nn.Module):
+    """Gives on what it gets; where it `is_broken` its backward does not."""
+
+    is_broken = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return NanBack.apply(x) if self.is_broken else x  # type: ignore[no-any-return]
+
+
+class Net(nn.Module):
+    """With batch norm: its running statistics take up whatever comes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        first = nn.Linear(
+            12, 16, bias=False
+        )  # the bias before a batch norm has no effect, only rounding for a gradient
+        self.backbone = nn.Sequential(first, nn.BatchNorm1d(16), nn.GELU(), Passing(), nn.Linear(16, 16))
+        self.neck = nn.Linear(16, 8)
+
+    def draw(self, seed_N: Tensor | None) -> None:
+        """It drops nothing."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.neck(self.backbone(image.flatten(1).float() / 255))
+        return out
+
+
+def engine_of(config: EngineConfig, world: World) -> Stepper:
+    head = Head(arcface.Config(margin=0.3), CLASSES, dim=8, world=world, seed=3)
+    learner = Learner(Net(), head, softmax.Config(), world)
+    engine = config.build(
+        learner, adamw.Config(lr=0.02), ScheduleConfig().build(STEPS, epoch_steps=STEPS, batch=ROWS), seed=0
+    )
+    assert isinstance(engine, Stepper)
+    return engine
+
+
+def micro_batches(step: int, world: World) -> list[Batch]:
+    """2 of 6 rows each."""
+    generator = torch.Generator().manual_seed(step)
+    batches, rows = [], ROWS // MICRO // world.size
+    for part in range(MICRO):
+        image = torch.randint(0, 250, (ROWS // MICRO, 3, 2, 2), generator=generator, dtype=torch.uint8)
+        label = torch.randint(0, len(CLASSES), (len(image),), generator=generator)
+        mine = range(world.rank * rows, (world.rank + 1) * rows)
+        keys = tuple(f"toys/{part}-{row}" for row in mine)
+        chosen = slice(mine.start, mine.stop)
+        counts = (rows,) * world.size
+        batches.append(Batch(image[chosen], label[chosen], counts, 1 / MICRO, row_N=tuple(mine), key_N=keys))
+    return batches
+
+
+def state_of(engine: Stepper) -> dict[str, Tensor]:
+    """Weights, moments, centres and this rank's own statistics."""
+    files = engine.snapshot({}).tensors
+    found = {f"{file} {name}": tensor.clone() for file, tensors in files.items() for name, tensor in tensors.items()}
+    return found | {name: tensor.clone() for name, tensor in persistent_buffers(engine.learner.embedder).items()}
+
+
+# --- what can go wrong
+
+Poison = Callable[[Stepper, int, int], Any]  # (engine, micro-batch, row): puts a hook somewhere
+
+
+def in_row(part: int, row: int, value: float) -> Callable[..., Tensor]:
+    """A forward hook: from its `part`-th call of two on, one row of the output is no number."""
+    calls = itertools.count()
+
+    def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        if next(calls) % MICRO != part:
+            return out
+        is_row = torch.arange(len(out))[:, None] == row
+        return torch.where(is_row, out * value, out)
+
+    return hook
+
+
+def embedding(engine: Stepper, part: int, row: int) -> Any:
+    return engine.learner.embedder.get_submodule("neck").register_forward_hook(in_row(part, row, math.nan))
+
+
+def activation(engine: Stepper, part: int, row: int) -> Any:
+    return engine.learner.embedder.get_submodule("backbone.0").register_forward_hook(in_row(part, row, math.inf))
+
+
+def logit(engine: Stepper, part: int, row: int) -> Any:
+    """Of a row of the global batch, that may be another rank's."""
+    return engine.learner.head.register_forward_hook(in_row(part, row, math.nan))
+
+
+class Broken:
+    """A layer whose backward gives no numbers, until it is removed."""
+
+    def __init__(self, engine: Stepper, part: int, row: int) -> None:
+        self.layer = engine.learner.embedder.get_submodule("backbone.3")
+        self.layer.is_broken = True  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        self.layer.is_broken = False  # type: ignore[assignment]
+
+
+def bias(engine: Stepper, part: int, row: int) -> Any:
+    return engine.learner.embedder.get_parameter("neck.bias").register_hook(lambda grad: grad * math.inf)
+
+
+def centre_gradient(engine: Stepper, part: int, row: int) -> Any:
+    return engine.learner.head.centre_CKD.register_hook(lambda grad: grad * math.nan)
+
+
+class NanCentre:
+    """The first class of this rank."""
+
+    def __init__(self, engine: Stepper, part: int, row: int) -> None:
+        self.centre = engine.learner.head.centre_CKD.data
+        self.before = self.centre[0].clone()
+        self.centre[0, 0, 3] = math.nan
+
+    def remove(self) -> None:
+        self.centre[0] = self.before
+
+
+@contextmanager
+def poisoned(
+    engine: Stepper, poison: Poison, *, ranks: list[int], world: World, part: int = 0, row: int = 0
+) -> Iterator[None]:
+    hooks = [poison(engine, part, row)] if world.rank in ranks else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# --- left out
+
+
+def faulty_steps(world: World) -> dict[int, tuple[Poison, list[int], int, str]]:
+    """step -> what, on which ranks, in which micro-batch, and what the report calls it."""
+    last, everywhere = [world.size - 1], list(range(world.size))
+    return {
+        1: (activation, last, 1, "loss"),
+        3: (Broken, everywhere, 0, "gradient"),
+        4: (centre_gradient, last, 0, "gradient"),
+        6: (embedding, everywhere, 0, "loss"),
+        7: (bias, last, 0, "gradient"),
+    }
+
+
+def train_with_faults(engine: Stepper, world: World) -> list[float]:
+    """Losses and norms of the steps that were made."""
+    figures, faults = [], faulty_steps(world)
+    while engine.step < STEPS:
+        poison, ranks, part, kind = faults.get(engine.step, (embedding, [], 0, ""))
+        before = state_of(engine) if kind else {}
+        with poisoned(engine, poison, ranks=ranks, world=world, part=part):
+            report = engine.train_step(micro_batches(engine.step, world))
+        assert report.skipped == kind, f"{report} at {engine.config}"
+        after = state_of(engine) if kind else {}
+        changed = [name for name in before if not torch.equal(before[name], after[name])]
+        assert not changed, f"{poison} at {engine.config}"
+        figures += [] if kind else [report.loss, report.grad_norm]
+    assert engine.updates == STEPS - len(faults)
+    return figures
+
+
+def train_without(engine: Stepper, world: World) -> list[float]:
+    """As if the rows of those steps had never come."""
+    figures = []
+    while engine.step < STEPS:
+        if engine.step in faulty_steps(world):
+            engine.step += 1
+            continue
+        report = engine.train_step(micro_batches(engine.step, world))
+        figures += [report.loss, report.grad_norm]
+    return figures
+
+
+def left_out(world: World) -> None:
+    logging.disable(logging.WARNING)
+    twin = engine_of(ENGINES[0], world)
+    wanted, wanted_state = train_without(twin, world), state_of(twin)
+    for config in ENGINES:
+        engine = engine_of(config, world)
+        assert train_with_faults(engine, world) == pytest.approx(wanted, rel=2e-5), config
+        for name, tensor in state_of(engine).items():
+            torch.testing.assert_close(
+                tensor, wanted_state[name], rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        engine.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_with_faults_is_the_run_in_which_those_steps_never_happened(ranks: int) -> None:
+    run_ranks(left_out, ranks)
+
+
+# --- explained
+
+EXPLAINED: list[tuple[Poison, list[int], int, str]] = [
+    (activation, [1], 1, "rank 1: first in the output of backbone.0; samples toys/1-4"),
+    (embedding, [0], 0, "rank 0: first in the output of neck; samples toys/0-1"),
+    (NanCentre, [1], 0, "rank 1: in the class centres of toys/c"),
+    (logit, [1], 0, "rank 0: in the loss (nan) or its gradient, of finite embeddings and centres; samples toys/0-1"),
+    (Broken, [1], 0, "rank 1: first in the backward of backbone.3; samples toys/0-3, toys/0-4, toys/0-5"),
+    (bias, [0], 0, "rank 0: first in the gradient of neck.bias"),
+]
+FORWARD_ONLY = 4  # the first of them, which stage 3 explains too
+
+
+def explained(world: World, folder: Path) -> None:
+    logging.disable(logging.WARNING)
+    for config in ENGINES:
+        figures = {}
+        for looks in (True, False):
+            engine = engine_of(config, world)
+            figures[looks] = [found for case in EXPLAINED for found in explain(engine, world, *case, looks=looks)]
+            if looks:
+                explain_weights(engine, world, folder / f"{config.name}-{getattr(config, 'stage', '')}")
+            engine.close()
+        assert figures[True] == figures[False], "a second look must leave no trace"
+
+
+def explain(
+    engine: Stepper, world: World, poison: Poison, ranks: list[int], part: int, wanted: str, *, looks: bool
+) -> list[float]:
+    """A faulty step, looked at again or not, and the figures of the good one after it."""
+    batches = micro_batches(engine.step, world)
+    with poisoned(engine, poison, ranks=ranks, world=world, part=part, row=1):
+        report = engine.train_step(batches)
+        assert report.skipped
+        if looks:
+            found = "; ".join(text for text in world.every(look_again(engine, engine.learner, batches)) if text)
+            is_told = engine.replicated() or poison in [case[0] for case in EXPLAINED[:FORWARD_ONLY]]
+            assert found == (wanted if is_told else ""), engine.config
+    after = engine.train_step(micro_batches(engine.step, world))
+    assert not after.skipped
+    return [after.loss, after.grad_norm]
+
+
+def explain_weights(engine: Stepper, world: World, folder: Path) -> None:
+    """A weight that is no number, which no later step mends; told by the run's own watcher."""
+    name = "backbone.4.weight"
+    weight = engine.half.whole(name).clone()
+    weight[2, 2] = math.nan
+    engine.half.put(name, weight, {})
+    run = RunDir(folder)
+    faults = Faults(FaultsConfig(skip=1), engine, engine.learner, run, world)
+    endings = []
+    for batches in faults.watched(micro_batches(step, world) for step in range(2)):
+        endings.append(faults.after(engine.train_step(batches)))
+    assert endings == [None, "not finite"], "there is no checkpoint to go back to"
+    world.barrier()
+    for rank in range(world.size):
+        weights = "" if not engine.replicated() else ", whose weight is not finite"
+        keys = ", ".join(f"toys/0-{row}" for row in range(3 * rank, 3 * rank + 3))
+        assert f"rank {rank}: first in the output of backbone.4{weights}; samples {keys}" in faults.last
+    assert len(run.faults.read_text().splitlines()) == 2 and faults.skipped == 2
+
+
+def test_a_second_look_names_rank_layer_and_samples_and_leaves_no_trace(tmp_path: Path) -> None:
+    run_ranks(explained, 2, tmp_path)
