@@ -133,7 +133,7 @@ class Config(JobConfig):
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """Train to the end, or save and raise Preempted; the last step. Resumes from the newest checkpoint."""
     from jobs.export import write_export
-    from jobs.training.figures import Speed
+    from jobs.training.figures import Speed, load_of, memory_told
     from jobs.training.page import write_page
     from jobs.training.session import Session
     from retrieval_train.engine.flops import image_flops
@@ -145,21 +145,22 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     sizes = {config.backbone.image_px, *(stretch.px for stretch in config.data.resolutions)}
     flops_of_px = {px: image_flops(embedder, image_px=px) for px in sizes}  # before the engine wraps the embedder
     speed = Speed(learner, flops_of_px, config.engine.precision)
-    engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
+    with memory_told(load_of(config, learner), config, world):
+        engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
 
-    session = Session(
-        config,
-        run,
-        world,
-        learner=learner,
-        loader=loader,
-        engine=engine,
-        speed=speed,
-        view=view_of(config, embedder),
-        num_steps=num_steps,
-    )
-    _tell(config, loader, embedder, num_steps, engine.step)
-    session.train()
+        session = Session(
+            config,
+            run,
+            world,
+            learner=learner,
+            loader=loader,
+            engine=engine,
+            speed=speed,
+            view=view_of(config, embedder),
+            num_steps=num_steps,
+        )
+        _tell(config, loader, embedder, num_steps, engine.step)
+        session.train()
     if world.rank == 0:
         write_export(config, session.result, run.export)
         write_page(run, judged=session.judged, metric=config.evaluate.metric if config.evaluate else "")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from retrieval_train.engine.flops import ImageFlops, head_flops, peak_flops, utilisation
+from retrieval_train.engine.memory import Load
+from retrieval_train.engine.shortage import out_of_memory_words
 from retrieval_train.engine.stragglers import clock_skew_s, host_facts
 
 if TYPE_CHECKING:
+    from jobs.train import Config
     from retrieval_train.engine.engine import Precision, Report
     from retrieval_train.learner import Learner
     from retrieval_train.world import World
@@ -50,6 +55,48 @@ def peak_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def load_of(config: Config, learner: Learner) -> Load:
+    """What is asked of each rank's memory. Call it before the engine wraps the embedder."""
+    engine, parameters = config.engine, list(learner.embedder.parameters())
+    sub_centres, dim = learner.head.centre_CKD.shape[1:]
+    return Load(
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        frozen=sum(p.numel() for p in parameters if not p.requires_grad),
+        ranks=learner.world.size,
+        moments=len(config.optimizer.moments),
+        classes=learner.head.num_classes,
+        sub_centres=sub_centres,
+        dim=dim,
+        rows=config.data.batch,
+        accumulate=engine.accumulate,
+        **engine.memory(),
+    )
+
+
+class OutOfMemory(ValueError):
+    """What was held, and the settings that would fit."""
+
+
+@contextlib.contextmanager
+def memory_told(load: Load, config: Config, world: World) -> Iterator[None]:
+    """An out-of-memory error of the block in words for its user."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        words = out_of_memory_words(
+            error,
+            load=load,
+            rank=world.rank,
+            engine=config.engine.name,
+            is_checkpointing=config.engine.checkpoint_activations,
+            allocated=int(peak_bytes(world.device)),
+            capacity=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),  # a GPU's own error says its own
+        )
+        if words is None:
+            raise
+        raise OutOfMemory(words) from error
 
 
 def tell_machine(world: World) -> None:

@@ -130,6 +130,10 @@ class EngineConfig(Section):
         if self.compile:
             embedder.compile_blocks()  # type: ignore[operator]
 
+    def memory(self) -> dict[str, Any]:
+        """What `memory.Load` wants to know of the engine."""
+        return {}
+
     def problems(self) -> list[tuple[str, str]]:
         """What of the outside world does not fit: (key, what to do)."""
         if self.loss_scale is not None and self.precision != "fp16":

@@ -191,9 +191,14 @@ class Checkpoints:
     def _prune(self) -> None:
         folders = sorted(self._run.checkpoints.glob("step-*"))
         stay = {*folders[-self._config.keep :], *self._held(), self._run.best_checkpoint()}
-        leftovers = [path for path in self._run.checkpoints.iterdir() if re.match(r"\.step-\d+", path.name)]
+        leftovers = [
+            path for path in self._run.checkpoints.iterdir() if re.match(r"\.(step-\d|latest\.|best\.)", path.name)
+        ]
         for folder in (*(folder for folder in folders if folder not in stay and not self._is_kept(folder)), *leftovers):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                folder.unlink(missing_ok=True)
 
     def _is_kept(self, folder: Path) -> bool:
         every = self._config.keep_every

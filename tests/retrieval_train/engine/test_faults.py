@@ -284,7 +284,7 @@ def explain(
         if looks:
             found = "; ".join(text for text in world.every(look_again(engine, engine.learner, batches)) if text)
             is_told = engine.replicated() or poison in [case[0] for case in EXPLAINED[:FORWARD_ONLY]]
-            assert found == (wanted if is_told else ""), engine.config
+            assert found == (wanted if is_told else ""), f"{found!r} at {engine.config}"
     after = engine.train_step(micro_batches(engine.step, world))
     assert not after.skipped
     return [after.loss, after.grad_norm]
