@@ -11,7 +11,7 @@ help:
 	@echo "make demo        the whole way on embedded images: shards, training, evaluation, report"
 	@echo "make test        the everyday test suite"
 	@echo "make check       formatter, linter, types, and the floors of the architecture"
-	@echo "make test-long   100 random kills of \`shards make\`; about 8 minutes"
+	@echo "make test-long   100 random kills each of \`shards make\` and of training, the cost of saving; about an hour"
 	@echo "make test-slurm  tests on a real 4-node SLURM on this machine (root; installs Debian packages)"
 	@echo "make clean       remove .venv and caches; runs and shard sets stay"
 
@@ -35,6 +35,8 @@ test: install
 
 test-long: install
 	KILLS=100 $(BIN)/python -m pytest tests/shards/test_stops.py -k killed_at_any_moment
+	KILLS=100 $(BIN)/python -m pytest -s tests/test_kills.py
+	LONG=1 $(BIN)/python -m pytest -s tests/retrieval_train/engine/test_saving_cost.py
 
 test-slurm: install
 	$(BIN)/python -m pytest tests/slurm -m slurm

@@ -45,7 +45,8 @@ class FindConfig(Section):
     steps: int = Field(default=100, ge=10)
     """From one to the other; each step's learning rate is the same factor above the one before."""
     smooth: float = Field(default=0.9, ge=0, lt=1)
-    """Weight of the mean so far in the running mean of the loss, by which the curve is read."""
+    """Weight of the mean so far in the running mean of the loss, by which the curve is read: it reaches back over about
+    1 / (1 - smooth) steps, which should be a tenth of `steps` or less."""
     stop_at: float = Field(default=4.0, gt=1)
     """It ends early when the smoothed loss is so many times the best one."""
 

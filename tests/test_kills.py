@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ tracking: {{wandb: {{mode: disabled}}}}
 """
 KINDS = {"lora": {"lora": "{rank: 4, dropout: 0.1}", "accumulate": 1}, "whole": {"lora": "null", "accumulate": 2}}
 MOMENTS = ("start", "step", "write", "seal", "export")
-VICTIMS = ("rank", "worker", "controller", "submit", "all")
+VICTIMS = ("rank", "worker", "controller", "command", "all")
 
 
 def kills_of_runs(total: int) -> list[int]:
@@ -60,7 +61,11 @@ def kills_of_runs(total: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("kills")
+    return make_set(tmp_path_factory.mktemp("kills"))
+
+
+def make_set(root: Path) -> Path:
+    """`root` with 72 images of 9 classes in root/sets/shapes."""
     draw(root / "images", domains={"warm": 5, "cold": 4}, images=8)
     make = [sys.executable, "-m", "shards", "make", "folder", str(root / "images"), "--train-only"]
     make += ["--levels", "domain/class", "--shard-samples", "10", "--out", str(root / "sets/shapes")]
@@ -106,6 +111,24 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     except AssertionError as error:
         raise AssertionError("\n".join(told)) from error
     print("\n" + "\n".join(told))
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    root: Path, undisturbed: dict[str, RunDir]
+) -> None:
+    whole = undisturbed["lora"]
+    run = RunDir(root / "again" / whole.path.name)
+    shutil.copytree(whole.path, run.path)
+    run.set_state("preempted")
+    damaged = damage(run.path, 0.5)
+    assert damaged is not None and damaged.parent.name == f"step-{STEPS:08d}"
+    file = root / "again.yaml"
+    file.write_text(config(root, "lora", "lora").read_text().replace(f"{root}/runs", f"{root}/again"))
+    start = Start(file, ranks=1, stage=0, workers=0)
+    assert start.wait(240) == 0, start.told()
+    compare(run.path, whole, {group_of(run.path)})
+    assert f"{damaged} was changed or damaged: going on from the checkpoint before it" in run.log(0).read_text()
+    assert (run.checkpoints / f"damaged-{damaged.parent.name}").is_dir()
 
 
 def config(root: Path, name: str, kind: str) -> Path:
@@ -184,7 +207,8 @@ class Kill:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return f"{self.victim} ({len(pids)} processes)" if pids else "nothing"
+        is_command = pids == [start.process.pid]
+        return ("the command" if is_command else f"{self.victim} ({len(pids)} processes)") if pids else "nothing"
 
     def _has_come(self, link: Path, sealed: str) -> bool:
         if self.moment == "write":

@@ -13,8 +13,8 @@ from itertools import pairwise
 from statistics import fmean, median
 
 _CLEAR = 2.0
-"""A change of the smoothed loss counts from so many standard deviations of single losses on: of 500 curves of nothing but
-normal noise, 3 then showed a fall."""
+"""A change of the smoothed loss counts from so many standard deviations of single losses on: 500 curves of nothing but
+normal noise then showed no fall."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,34 @@ class Curve:
             return Suggestion(
                 why=f"{len(self.loss_P)} points are no curve: try a lower find.low, or let it run to its end"
             )
-        bottom = min(range(len(self.smooth_loss_P)), key=self.smooth_loss_P.__getitem__)
-        begin, noise = self._first_settled(bottom), _noise(self.loss_P[: bottom + 1])
+        clear = _CLEAR * _noise(self.loss_P)
+        bottom, rises = self._valley(clear)
+        begin = self._first_settled(bottom)
         fall = fmean(self.loss_P[: begin + 1]) - self.smooth_loss_P[bottom]
-        if bottom < 4 or fall <= _CLEAR * noise:
-            told = f"the smoothed loss falls by {max(fall, 0):.3g} only, and single batches differ by {noise:.3g}"
+        if bottom < 4 or fall <= clear:
+            told = f"the smoothed loss falls by {max(fall, 0):.3g}, and from {clear:.3g} on it would be more than noise"
             return Suggestion(
                 why=f"{told}: try a lower find.low, a higher find.high, more find.steps or a larger data.batch"
             )
         steepest = self._steepest(begin, bottom)
-        rise = max(self.smooth_loss_P[bottom:]) - self.smooth_loss_P[bottom]
-        if not diverged and rise <= _CLEAR * noise:
-            return Suggestion(
-                steepest, why="the loss does not rise again, so it is not known where it would: try a higher find.high"
-            )
+        if not (rises or diverged):
+            why = "the loss does not rise again, so it is not known where it would: try a higher find.high"
+            return Suggestion(steepest, why=why)
         return Suggestion(steepest, self.smooth_lr_P[bottom] / 10)
+
+    def _valley(self, clear: float) -> tuple[int, bool]:
+        """The lowest point before the loss first rises by more than `clear`, and whether it does.
+
+        Not of the whole curve: at learning rates far too high embeddings collapse to one point, and the loss of a collapsed
+        model may be lower than that of one that has just begun to learn.
+        """
+        bottom = 0
+        for at, loss in enumerate(self.smooth_loss_P):
+            if loss < self.smooth_loss_P[bottom]:
+                bottom = at
+            elif loss > self.smooth_loss_P[bottom] + clear and bottom >= 4:
+                return bottom, True
+        return bottom, False
 
     def _first_settled(self, bottom: int) -> int:
         """The first point whose mean is over as many losses as those of the later ones: before it noise looks steep."""

@@ -120,7 +120,8 @@ class Stepper:
         act: Callable[[Pass, float], float | None] | None = None,
     ) -> Pass:
         """`act` decides what becomes of finite gradients: by default they are clipped and stepped."""
-        scale = self._loss_scale.value if self._loss_scale else 1.0
+        # over `times`, so that the 16-bit gradients are as large, and overflow as soon, with every half
+        scale = self._loss_scale.value / self.half.times if self._loss_scale else 1.0
         done, timer = Pass(DomainLosses(self.learner.domains)), Timer()
         total: Tensor | float = 0.0
         for index, batch in enumerate(micro_batches):

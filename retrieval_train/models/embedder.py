@@ -39,6 +39,27 @@ class Embedder(nn.Module):
         """What dropout drops in the next training forwards: models/drop.py. The seeds must stay until their backward."""
         self.rows.draw(seed_N)
 
+    def checkpoint_activations(self) -> None:
+        """Compute each block's activations again in the backward. Raises ValueError where the backbone cannot."""
+        able = next((module for module in self.backbone.modules() if hasattr(module, "set_grad_checkpointing")), None)
+        if able is None:
+            raise ValueError("engine.checkpoint_activations: this backbone cannot; leave it out, or set engine.accumulate")
+        try:
+            able.set_grad_checkpointing(True)  # type: ignore[operator]
+        except AssertionError as error:  # timm's way to say that a model has none
+            raise ValueError(f"engine.checkpoint_activations: this backbone cannot ({error}); leave it out") from None
+
+    def compile_blocks(self) -> None:
+        """torch.compile each transformer block, or the whole backbone where there are none, in place."""
+        blocks = [
+            block
+            for module in self.backbone.modules()
+            if isinstance(found := getattr(module, "blocks", None), (nn.ModuleList, nn.Sequential))
+            for block in found
+        ]
+        for block in dict.fromkeys(blocks) or (self.backbone,):
+            block.compile()
+
     def forward(self, image_NCHW: Tensor) -> Tensor:
         if self.training:
             self.rows.check(len(image_NCHW))

@@ -69,6 +69,15 @@ def test_the_suggestions_lie_where_the_loss_falls_whatever_the_noise(noise: floa
         assert found.before_rise is not None and 2.5e-4 < found.before_rise < 1.6e-3
 
 
+def test_the_loss_of_a_collapsed_model_is_no_valley_however_low_it_is() -> None:
+    def collapsing(log_lr: float) -> float:
+        return valley(log_lr) if log_lr < -1.15 else 1.0
+
+    for seed in range(20):
+        found = curve_of(collapsing, noise=0.1, seed=seed).suggest()
+        assert found.before_rise is not None and 2.5e-4 < found.before_rise < 1.6e-3
+
+
 def test_it_ends_early_when_the_loss_is_four_times_the_best_but_never_while_a_negative_one_falls() -> None:
     assert curve_of(valley).lr_P[-1] < 0.2, "valley(log10 of 0.1) is 12"
     assert len(curve_of(lambda log_lr: -1 - log_lr / 100).lr_P) == 100
@@ -77,7 +86,7 @@ def test_it_ends_early_when_the_loss_is_four_times_the_best_but_never_while_a_ne
 def test_noise_is_no_suggestion() -> None:
     found = [curve_of(lambda _: 5.0, noise=0.3, seed=seed).suggest() for seed in range(100)]
     assert sum(one.steepest is not None for one in found) <= 3
-    assert "single batches differ by" in found[0].why
+    assert "it would be more than noise" in found[0].why
 
 
 def test_a_curve_that_only_falls_has_no_largest_rate_unless_the_next_step_was_no_number() -> None:
@@ -105,13 +114,13 @@ def values(root: Path, sets: Path, **find: Any) -> dict[str, Any]:
         "shards_root": str(sets),
         "backbone": {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1},
         "neck": {"name": "linear", "out": 8},
-        "head": {"name": "arcface", "margin": 0.1, "scale": 16},
-        "data": {"mixture": {"shapes": 1.0, "more": 1.0}, "batch": 24, "workers": 0},
+        "head": {"name": "arcface", "margin": 0.0, "scale": 8},
+        "data": {"mixture": {"shapes": 1.0, "more": 1.0}, "batch": 64, "workers": 0},
         "engine": {"name": "plain"},
-        "optimizer": {"lr": 2e-3, "head_lr": 1e-2},
+        "optimizer": {"name": "sgd", "lr": 2e-3, "head_lr": 1e-2},
         "length": {"steps": 4},
         "tracking": {"wandb": {"mode": "disabled"}},
-        "find": {"low": 1e-5, "high": 10.0, "steps": 40} | find,
+        "find": {"low": 1e-3, "high": 10.0, "steps": 30, "smooth": 0.6} | find,
     }
 
 
@@ -136,7 +145,7 @@ def lines_of(run: RunDir) -> list[dict[str, float]]:
 
 def test_one_and_two_ranks_find_the_same_in_the_part_where_the_loss_falls(tmp_path: Path, sets: Path) -> None:
     runs = {ranks: RunDir(tmp_path / f"on-{ranks}") for ranks in (1, 2)}
-    command = "python launcher/submit.py job=find_lr config=configs/train/my.yaml find.steps=40 optimizer.lr=2e-3"
+    command = "python launcher/submit.py job=find_lr config=configs/train/my.yaml find.steps=30 optimizer.lr=2e-3"
     found = {}
     for ranks, run in runs.items():
         write_json(run.plan, {"command": command})
@@ -148,12 +157,12 @@ def test_one_and_two_ranks_find_the_same_in_the_part_where_the_loss_falls(tmp_pa
     one, two = (lines_of(run) for run in runs.values())
     lowest = min(one, key=lambda line: line["loss_smooth"])
     falling = int(lowest["step"]) - 5  # where it diverges, the last digits of a sum of two ranks grow to the first
-    assert falling > 15
+    assert falling > 7
     assert [line["loss"] for line in one[:falling]] == pytest.approx([line["loss"] for line in two[:falling]], rel=1e-3)
-    assert one[0]["lr"] == pytest.approx(1e-5) and all(line["grad_norm"] > 0 for line in one)
+    assert one[0]["lr"] == pytest.approx(1e-3) and all(line["grad_norm"] > 0 for line in one)
 
     for name in ("steepest", "before_rise"):
-        assert 1e-5 < found[1][f"lr_{name}"] < lowest["lr_smooth"]
+        assert 1e-3 < found[1][f"lr_{name}"] < lowest["lr_smooth"]
     run = runs[1]
     assert not run.checkpoints.exists() and not run.export.exists()
     report, page = read_json(run.report), run.page.read_text()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import logging
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from launcher.processes import group_members
 from retrieval_train.data.batch import Batch
 from retrieval_train.engine import plain, zero
 from retrieval_train.engine.checkpoint import persistent_buffers
@@ -27,9 +35,10 @@ from retrieval_train.heads import arcface
 from retrieval_train.heads.centres import Head
 from retrieval_train.learner import Learner
 from retrieval_train.losses import softmax
-from retrieval_train.rundir import RunDir
+from retrieval_train.rundir import RunDir, read_json
 from retrieval_train.world import World
-from tests.processes import run_ranks
+from tests.processes import ROOT, run_ranks
+from tests.retrieval_train.data.conftest import draw
 
 CLASSES = [f"toys/{name}" for name in "abcde"]
 ROWS, MICRO, STEPS = 12, 2, 10
@@ -123,7 +132,7 @@ def in_row(part: int, row: int, value: float) -> Callable[..., Tensor]:
         if next(calls) % MICRO != part:
             return out
         is_row = torch.arange(len(out))[:, None] == row
-        return torch.where(is_row, out * value, out)
+        return out.masked_fill(is_row, value)
 
     return hook
 
@@ -295,7 +304,8 @@ def explain_weights(engine: Stepper, world: World, folder: Path) -> None:
     name = "backbone.4.weight"
     weight = engine.half.whole(name).clone()
     weight[2, 2] = math.nan
-    engine.half.put(name, weight, {})
+    engine.half.set_updates(engine.updates)
+    engine.half.put(name, weight, {kind: torch.zeros_like(weight) for kind in engine.optimizer.moments})
     run = RunDir(folder)
     faults = Faults(FaultsConfig(skip=1), engine, engine.learner, run, world)
     endings = []
@@ -304,11 +314,89 @@ def explain_weights(engine: Stepper, world: World, folder: Path) -> None:
     assert endings == [None, "not finite"], "there is no checkpoint to go back to"
     world.barrier()
     for rank in range(world.size):
-        weights = "" if not engine.replicated() else ", whose weight is not finite"
         keys = ", ".join(f"toys/0-{row}" for row in range(3 * rank, 3 * rank + 3))
-        assert f"rank {rank}: first in the output of backbone.4{weights}; samples {keys}" in faults.last
+        assert (
+            f"rank {rank}: first in the output of backbone.4, whose weight is not finite; samples {keys}" in faults.last
+        )
     assert len(run.faults.read_text().splitlines()) == 2 and faults.skipped == 2
 
 
 def test_a_second_look_names_rank_layer_and_samples_and_leaves_no_trace(tmp_path: Path) -> None:
     run_ranks(explained, 2, tmp_path)
+
+
+# --- gone back from
+
+DIVERGES = """
+job: train
+run: {{name: {name}, threads: 1, device: cpu}}
+runs_root: {root}/runs
+shards_root: {root}
+backbone: {{name: timm, model: eva02_tiny_patch14_224, image_px: 28, weights: none, blocks: 2}}
+neck: {{name: linear, out: 16}}
+head: {{name: arcface, margin: 0.2, scale: 16}}
+data: {{mixture: {{shapes: 1.0}}, batch: 16, view: {{resize: squeeze}}, workers: 0}}
+engine: {{name: zero, stage: 2}}
+optimizer: {{lr: {lr}, weight_decay: 2000}}  # every step multiplies the weights by 1 - lr x 2000: with 5e-3 by -9
+schedule: {{name: constant, warmup: 0}}
+length: {{steps: {steps}}}
+checkpoint: {{every_steps: 5}}
+faults: {{skip: {skip}, roll_backs: {roll_backs}}}
+tracking: {{wandb: {{mode: disabled}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("faults")
+    draw(root / "images", domains={"warm": 5, "cold": 4}, images=8)
+    make = [sys.executable, "-m", "shards", "make", "folder", str(root / "images"), "--train-only"]
+    make += ["--levels", "domain/class", "--out", str(root / "shapes")]
+    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    return root
+
+
+def start(root: Path, name: str, **fields: float) -> subprocess.Popen[str]:
+    """The command that a user types, on two ranks."""
+    file = root / f"{name}.yaml"
+    file.write_text(DIVERGES.format(root=root, name=name, lr=LR, **fields))
+    command = [sys.executable, "launcher/submit.py", "--cluster", "local", "--nodes", "1", "--tasks-per-node", "2"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    command.append(f"config={file}")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
+
+
+LR = 5e-3
+
+
+def test_a_diverging_run_goes_back_with_a_lower_rate_that_a_kill_does_not_raise(root: Path) -> None:
+    run, fields = RunDir(root / "runs/mends"), {"steps": 16, "skip": 2, "roll_backs": 4}
+    first = start(root, "mends", **fields)
+    while not run.roll_backs.exists() and first.poll() is None:
+        time.sleep(0.02)
+    assert first.poll() is None, first.communicate()[0]
+    for pid in (first.pid, *group_members(int(read_json(run.ticket)["pid"]))):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    first.communicate()
+    second = start(root, "mends", **fields)
+    told = second.communicate(timeout=240)[0]
+    assert second.returncode == 0, told
+    roll_backs = [json.loads(line) for line in run.roll_backs.read_text().splitlines()]
+    assert roll_backs and all(line["to"] % 5 == 0 and line["to"] < line["from"] for line in roll_backs)
+    assert all("first in the output of backbone.blocks." in line["found"] for line in roll_backs)
+    metrics = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(1, 17)), "every step once"
+    assert {metrics[0]["lr"], metrics[-1]["lr"]} == {LR, LR * 0.5 ** len(roll_backs)}
+
+
+def test_a_run_that_lower_rates_do_not_mend_fails_with_what_to_change(root: Path) -> None:
+    run = RunDir(root / "runs/fails")
+    process = start(root, "fails", steps=60, skip=0, roll_backs=1)
+    told = process.communicate(timeout=240)[0]
+    assert process.returncode == 1 and run.state == "failed", told
+    assert len(run.roll_backs.read_text().splitlines()) == 1
+    error = run.error.read_text()
+    for part in ("not a finite number", "first in the output of backbone.blocks.", "optimizer.lr", "rank 0"):
+        assert part in error, error
+    assert error.strip() in told

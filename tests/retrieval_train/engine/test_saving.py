@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 
 from retrieval_train.engine import checkpoint, plain, zero
 from retrieval_train.engine.agreement import Agreement
@@ -66,16 +67,17 @@ class Gate:
 
     def __init__(self) -> None:
         self._open = threading.Event()
-        self._write = Snapshot.write
+        self._write: Any = Snapshot.write
 
     def __enter__(self) -> Gate:
         gate = self
 
         def write(snapshot: Snapshot, folder: Path) -> dict[str, str]:
             assert gate._open.wait(60)
-            return gate._write(snapshot, folder)
+            sums: dict[str, str] = gate._write(snapshot, folder)
+            return sums
 
-        Snapshot.write = write  # type: ignore[method-assign]
+        Snapshot.write = write  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,6 +86,15 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """So small a model is slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -220,6 +231,7 @@ def fail_and_recover(
 
 def die_everywhere(world: World, folder: Path) -> list[int]:
     """Runs that save steps 2 and 4, each killed before the n-th call that changes the disk; how each ended."""
+    Training(RunDir(folder / "first")).go(until=1)  # imports what every child would
     codes: list[int] = []
     while 0 not in codes:
         pid = os.fork()
