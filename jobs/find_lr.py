@@ -91,7 +91,7 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     find = config.find
     parts = train.build(config, run, world)
     ramp = Ramp(find.low, find.high, find.steps, peak=config.optimizer.lr)
-    engine = config.engine.build(parts.learner, config.optimizer, ramp, seed=config.seed)  # type: ignore[arg-type]
+    engine = config.engine.build(parts.learner, config.optimizer, ramp, seed=config.seed)
     if world.rank == 0:
         cut_metrics(run.metrics, last_step=0)
         cut_back(run.bad, steps=0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from retrieval_train.data.batch import Batch
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
-    from retrieval_train.engine.schedule import Schedule
+    from retrieval_train.engine.schedule import Rates
     from retrieval_train.engine.snapshot import Snapshot
     from retrieval_train.learner import Learner
 
@@ -120,7 +120,7 @@ class EngineConfig(Section):
     """torch.compile each block: slower start, faster steps on GPUs."""
 
     @abstractmethod
-    def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Schedule, *, seed: int) -> Engine: ...
+    def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Rates, *, seed: int) -> Engine: ...
 
     def prepare(self, embedder: nn.Module) -> None:
         """Before an engine wraps it."""

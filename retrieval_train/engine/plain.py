@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
-    from retrieval_train.engine.schedule import Schedule
+    from retrieval_train.engine.schedule import Rates
     from retrieval_train.engine.stepper import Stepper
     from retrieval_train.learner import Learner
 
@@ -25,7 +25,7 @@ class Config(EngineConfig):
     name: Literal["plain"] = "plain"
     """The engine."""
 
-    def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Schedule, *, seed: int) -> Stepper:
+    def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Rates, *, seed: int) -> Stepper:
         from retrieval_train.engine.stepper import Stepper
 
         self.prepare(learner.embedder)

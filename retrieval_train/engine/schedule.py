@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -29,6 +29,14 @@ def _length_or_share(value: Any) -> Any:
 
 _SHAPES_OF = {"min_ratio": ("cosine", "poly"), "power": ("poly",), "at": ("multistep",), "factor": ("multistep",)}
 """Which shapes read a field: set for another one it would be ignored."""
+
+
+class Rates(Protocol):
+    """What an engine asks of a schedule."""
+
+    def factor(self, step: int) -> float:
+        """What the peak learning rates are multiplied by at `step` (0-based)."""
+        ...
 
 
 class ScheduleConfig(Section):

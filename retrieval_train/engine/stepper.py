@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from retrieval_train.data.batch import Batch
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
-    from retrieval_train.engine.schedule import Schedule
+    from retrieval_train.engine.schedule import Rates
     from retrieval_train.learner import Learner
 
 
@@ -58,7 +58,7 @@ class Stepper:
     half: Half
     learner: Learner
     optimizer: OptimizerConfig
-    schedule: Schedule
+    schedule: Rates
     seed: int
     step: int = 0
     updates: int = 0

@@ -61,4 +61,4 @@ class Stop:
         if self._caught == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt  # Ctrl-C twice: now
         self._caught = number
-        log.warning("caught %s: saving at the end of this step", signal.Signals(number).name)
+        log.warning("caught %s: ending after this step", signal.Signals(number).name)

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from retrieval_train.data.batch import Batch

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from jobs.job import check
+from retrieval_train.config import ConfigError, read
 from retrieval_train.engine import plain, zero
 from retrieval_train.engine.engine import EngineConfig
 from retrieval_train.engine.optimizers import sgd
@@ -21,7 +23,7 @@ from retrieval_train.heads.centres import Head
 from retrieval_train.learner import Learner
 from retrieval_train.losses import softmax
 from retrieval_train.world import Alone, World
-from tests.processes import run_ranks
+from tests.processes import ROOT, run_ranks
 from tests.retrieval_train.engine.test_engines import CLASSES, ROWS, Tiny, micro_batches
 
 SAMS = {"sam": Sam(rho=0.2), "asam": Sam(rho=1.0, adaptive=True)}
@@ -110,6 +112,16 @@ def test_sharpness_aware_steps_equal_the_dense_loop(ranks: int, wanted: dict[str
                 torch.testing.assert_close(
                     weight, dense_one["weights"][name], rtol=2e-5, atol=2e-6, msg=f"{case}: {name}"
                 )
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_sam_is_refused_before_the_run_where_ranks_hold_pieces_of_weights(stage: int) -> None:
+    file = ROOT / "configs/train/demo.yaml"
+    overrides = [f"engine.stage={stage}", "engine.name=zero", "optimizer.sam.rho=0.05"]
+    with pytest.raises(
+        ConfigError, match=rf"optimizer .*zero at stage {stage} leaves each rank pieces.*engine.stage=0"
+    ):
+        check(read(file, overrides=overrides), where=str(file))
 
 
 def test_a_climb_into_what_is_not_finite_leaves_the_step_out() -> None:
