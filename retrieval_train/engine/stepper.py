@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from retrieval_train.engine.schedule import Rates
     from retrieval_train.learner import Learner
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass
 class Pass:
@@ -137,7 +139,8 @@ class Stepper:
 
         def decide(embedder_squared: float) -> float | None:
             done.norm = math.sqrt(embedder_squared / scale**2 + centres_squared)
-            if math.isfinite(done.norm) and math.isfinite(done.loss):
+            # ZeRO 3 adds its squares up in float64: it leaves out what overflows float32 in the others
+            if embedder_squared <= _LARGEST and math.isfinite(done.norm) and math.isfinite(done.loss):
                 done.factor = act(done, scale) if act else self._clip(done.norm) / scale
             return done.factor
 

@@ -251,9 +251,7 @@ def left_out(world: World) -> None:
         engine = engine_of(config, world)
         assert train_with_faults(engine, world) == pytest.approx(wanted, rel=2e-5), config
         for name, tensor in state_of(engine).items():
-            torch.testing.assert_close(
-                tensor, wanted_state[name], rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(tensor, wanted_state[name], rtol=1e-4, atol=2e-6, msg=f"{name} at {config}")
         engine.close()
 
 

@@ -57,7 +57,7 @@ def dense(sam: Sam) -> dict[str, Any]:
         here = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
             for weight, size, grad in zip(weights, sizes, grads, strict=True):
-                weight += sam.rho * size**2 * grad / slope
+                weight.add_(sam.rho * size**2 * grad / slope)
         worst = torch.autograd.grad(loss_of(step), weights)
         norm = length(list(worst))
         with torch.no_grad():
