@@ -164,7 +164,8 @@ class Progress:
         now = time.monotonic()
         if self._path is not None and (now - self._last > 0.5 or done in (0, self._about["total"])):
             self._last = now
-            write_json(self._path, {**self._about, "done": done, "note": note}, durable=False)
+            with contextlib.suppress(OSError):  # a full disk, say: what is only looked at is not worth the run
+                write_json(self._path, {**self._about, "done": done, "note": note}, durable=False)
 
 
 @contextlib.contextmanager

@@ -21,12 +21,14 @@ from pathlib import Path
 from types import FrameType
 
 from launcher import processes
+from launcher import ticket as tickets
 from retrieval_train.rundir import RunDir, write_text
 
 _FAIL_S = 1.0  # what ranks get to fail by themselves after another did, and to write their logs
 _STOP_S = 10.0  # what they get to leave after the job has said that it saved and stops
 _CANCEL_S = 60.0  # what they get to save when they are asked to end
 _KILL_S = 5.0  # from SIGTERM to SIGKILL
+_TICKET_S = 60.0  # for the submit that started us to write down whom it started
 
 
 class Controller:
@@ -148,6 +150,18 @@ def _end_in_words(code: int) -> str:
     return f"was ended by {name} ({signal.strsignal(-code)})"
 
 
+def _is_ours(run: RunDir) -> bool:
+    """Whether the run's ticket names this process: the submit that started it may have been killed before it wrote one,
+    and the next submit has then started another controller."""
+    until = time.monotonic() + _TICKET_S
+    while time.monotonic() < until:
+        ticket = tickets.read(run)
+        if ticket is not None:
+            return isinstance(ticket, tickets.LocalTicket) and ticket.pid == os.getpid()
+        time.sleep(0.05)
+    return False
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.controller", description=__doc__)
     parser.add_argument("run_dir", type=Path)
@@ -158,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     run = RunDir(options.run_dir)
     controller = Controller(run, limit_s=options.limit_s, signal_delay_s=options.signal_delay_s)
+    if not _is_ours(run):
+        return 1
     controller.start(options.command, num_ranks=options.ranks)
     controller.watch()
     return 0 if run.state == "done" else 1

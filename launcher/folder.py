@@ -7,6 +7,7 @@ import datetime
 import errno
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,8 @@ def prepare(run: RunDir, config: JobConfig, plan: Plan, *, command: str, refresh
     write_text(run.config, configs.dump(config))
     for stale in (run.error, run.progress, run.ticket):
         stale.unlink(missing_ok=True)
+    for aside in run.path.glob(".*"):  # what a killed process was writing
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
     run.set_state("planned")
 
 

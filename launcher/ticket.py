@@ -132,6 +132,8 @@ def settle(run: RunDir, ticket: Ticket, *, patience_s: float = 0.0) -> State:
     if state in ENDED:
         assert state is not None
         return state
+    if read(run) != ticket:  # a newer submit's by now
+        return state or "failed"
     if not run.error.exists():
         write_text(run.error, f"the run ended without a word: {ticket.last_words()}\n")
     run.set_state("failed")

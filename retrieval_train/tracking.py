@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from retrieval_train.config import Section, place
+from retrieval_train.lines import Lines
 from retrieval_train.rundir import RunDir, write_text
 
 log = logging.getLogger(__name__)
@@ -67,16 +68,16 @@ class JsonLines:
     id: str | None = None
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}  # JSON has no NaN
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        finite = {
+            name: number if math.isfinite(number) else None for name, number in numbers.items()
+        }  # JSON has no NaN
+        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self, *, failed: bool = False) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 class WandbRun:

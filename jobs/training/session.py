@@ -16,7 +16,6 @@ from retrieval_train.data.deaths import deaths_told
 from retrieval_train.data.intake import Intake, cut_back
 from retrieval_train.data.loader import Loader
 from retrieval_train.engine.agreement import Agreement
-from retrieval_train.engine.checkpoint import Damaged
 from retrieval_train.engine.divergence import check_equal
 from retrieval_train.engine.engine import Engine, Report
 from retrieval_train.engine.faults import Faults
@@ -24,6 +23,7 @@ from retrieval_train.engine.hang import Watchdog
 from retrieval_train.engine.loop import Clock, Watcher, train
 from retrieval_train.engine.mirror import Mirror, catch_up
 from retrieval_train.engine.saving import Checkpoints, NotSaved
+from retrieval_train.engine.state_file import Damaged
 from retrieval_train.engine.stop import Ending, Stop
 from retrieval_train.engine.stragglers import Stragglers
 from retrieval_train.engine.uploads import Uploads
@@ -205,18 +205,20 @@ class Session:
                 f"the loss or a gradient was not a finite number for {self._config.faults.skip + 1} steps in a row, up to "
                 f"{step} ({self._faults.last}). Lower optimizer.lr or head_lr, or set engine.clip_norm lower, in a new run"
             )
-        is_early = ending in ("signal", "time")
+        is_early, told = ending in ("signal", "time"), ""
         try:
             if step or not is_early:  # before the first one there is nothing to save
                 self.checkpoints.save()
+                told = "; saved"
         except NotSaved as error:
             if not is_early:
                 raise
             log.error("%s", error)
+            told = f"; NOT saved: {error}"
         if self._uploads:
             self._uploads.close(0 if ending == "signal" else _UPLOAD_S)
         if is_early:
-            raise Preempted(f"{ending} at step {step}")
+            raise Preempted(f"{ending} at step {step}{told}")
 
     # --- state
 
@@ -273,6 +275,10 @@ class Session:
         self.checkpoints.finish()
         before = self.engine.step
         self._resume()
+        if self.engine.step == before:
+            raise NotFinite(
+                f"the loss or a gradient is not finite, up to step {before}, and there is no checkpoint to go back to"
+            )
         self._faults.roll_back(to_step=self.engine.step, from_step=before)
 
     def _open_mirror(self) -> Uploads | None:

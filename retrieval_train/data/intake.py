@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from retrieval_train.data.ledger import written
+from retrieval_train.lines import Lines
 
 if TYPE_CHECKING:
     from retrieval_train.data.batch import Bad, Batch
@@ -54,7 +55,7 @@ class Intake:
 
     def watched(self, draws: Iterable[list[Batch]], *, first: int) -> Generator[list[Batch], None, None]:
         """`draws`, which begin with step `first`, as they are."""
-        ledger = _opened(self._ledger_file) if self._ledger_file else None
+        ledger = Lines(self._ledger_file) if self._ledger_file else None
         try:
             for step, micro_batches in enumerate(draws, start=first):
                 self._next_step, self._one_before = step + 1, (self._rows, self._bad_of.copy())
@@ -65,8 +66,7 @@ class Intake:
                         self._count(batch.unlabelled, stream=1)
                     if ledger:
                         pairs = zip(batch.row_N, batch.key_N, strict=True)
-                        ledger.writelines(f"{step}\t{row}\t{written(key)}\n" for row, key in pairs)
-                        ledger.flush()
+                        ledger.write("".join(f"{step}\t{row}\t{written(key)}\n" for row, key in pairs))
                 yield micro_batches
         finally:
             if ledger:

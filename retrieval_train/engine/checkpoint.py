@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from retrieval_train.engine.state_file import CheckpointError, peek
+from retrieval_train.engine.state_file import CheckpointError, Damaged, peek
 from retrieval_train.rundir import read_json, read_names
 
 if TYPE_CHECKING:
@@ -34,14 +34,13 @@ log = logging.getLogger(__name__)
 BUFFERS = "buffers.safetensors"
 
 
-class Damaged(CheckpointError):
-    """A checkpoint with a file that is missing or has another sum."""
-
-
 def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
     """`state.json` of a checkpoint whose files are all there and unchanged. Collective: the ranks share the summing."""
     state = peek(folder)
-    sums = sorted(read_json(folder / "sums.json").items())
+    try:
+        sums = sorted(read_json(folder / "sums.json").items())
+    except (FileNotFoundError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder / 'sums.json'} is missing or damaged ({error})") from error
     rank, size = (world.rank, world.size) if world else (0, 1)
     problem = next(filter(None, (_problem(folder, name, wanted) for name, wanted in sums[rank::size])), "")
     found = [text for text in (world.every(problem) if world else [problem]) if text]

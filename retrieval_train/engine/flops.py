@@ -38,6 +38,7 @@ def image_flops(embedder: nn.Module, *, image_px: int) -> ImageFlops:
     grads = {parameter: parameter.grad for parameter in embedder.parameters()}
     buffers = {name: buffer.clone() for name, buffer in embedder.named_buffers()}
     embedder.zero_grad(set_to_none=True)
+    embedder.draw(torch.arange(2, device=device))  # type: ignore[operator]
     try:
         with torch.random.fork_rng(), torch.enable_grad(), FlopCounterMode(display=False) as counter:
             out = embedder(image)
@@ -45,6 +46,7 @@ def image_flops(embedder: nn.Module, *, image_px: int) -> ImageFlops:
             if out.requires_grad:
                 out.float().square().sum().backward()
     finally:
+        embedder.draw(None)  # type: ignore[operator]
         for parameter, grad in grads.items():
             parameter.grad = grad
         for name, value in buffers.items():

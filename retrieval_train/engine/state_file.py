@@ -14,6 +14,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: which file, and what to do."""
 
 
+class Damaged(CheckpointError):
+    """A checkpoint with a file that is missing, cut or has another sum."""
+
+
 def peek(folder: Path) -> dict[str, Any]:
     """`state.json`, the other files not looked at. Raises CheckpointError for a folder that this code cannot read."""
     file = folder / "state.json"
@@ -22,9 +26,9 @@ def peek(folder: Path) -> dict[str, Any]:
     try:
         state = read_json(file)
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); take another checkpoint") from error
+        raise Damaged(f"{file} is damaged ({error}); take another checkpoint") from error
     if not isinstance(state, dict) or not all(isinstance(state.get(key), int) for key in ("schema", "step")):
-        raise CheckpointError(f"{file} is damaged: it says no schema and step; take another checkpoint")
+        raise Damaged(f"{file} is damaged: it says no schema and step; take another checkpoint")
     if state["schema"] > SCHEMA:
         raise CheckpointError(f"{folder} has schema {state['schema']}, this code reads up to {SCHEMA}; update the code")
     return state

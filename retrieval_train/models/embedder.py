@@ -43,7 +43,9 @@ class Embedder(nn.Module):
         """Compute each block's activations again in the backward. Raises ValueError where the backbone cannot."""
         able = next((module for module in self.backbone.modules() if hasattr(module, "set_grad_checkpointing")), None)
         if able is None:
-            raise ValueError("engine.checkpoint_activations: this backbone cannot; leave it out, or set engine.accumulate")
+            raise ValueError(
+                "engine.checkpoint_activations: this backbone cannot; leave it out, or set engine.accumulate"
+            )
         try:
             able.set_grad_checkpointing(True)  # type: ignore[operator]
         except AssertionError as error:  # timm's way to say that a model has none

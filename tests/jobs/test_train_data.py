@@ -30,8 +30,10 @@ from retrieval_train.data.intake import Intake
 from retrieval_train.data.loader import build_loader
 from retrieval_train.data.reader import Reader, Row
 from retrieval_train.engine.engine import Report
+from retrieval_train.engine.loop import Clock
+from retrieval_train.engine.saving import Checkpoints
 from retrieval_train.engine.stop import Stop
-from retrieval_train.engine.watchers import Checkpoint, Track
+from retrieval_train.engine.watchers import Track
 from retrieval_train.models import exported
 from retrieval_train.models.embedder import Embedder
 from retrieval_train.rundir import RunDir, read_json, write_json
@@ -322,14 +324,14 @@ def test_a_run_that_must_stop_saves_before_it_waits_for_its_data_workers(
     sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     workers: list[int] = []
-    save, asked = Checkpoint.save, count()
+    save, asked = Checkpoints.save, count()
     monkeypatch.setattr(Stop, "agreed", lambda stop: "time" if next(asked) == steps else None)
 
-    def noted(checkpoints: Checkpoint) -> Path:
+    def noted(checkpoints: Checkpoints) -> None:
         workers.append(len(multiprocessing.active_children()))
         return save(checkpoints)
 
-    monkeypatch.setattr(Checkpoint, "save", noted)
+    monkeypatch.setattr(Checkpoints, "save", noted)
     with pytest.raises(job.Preempted, match=f"time at step {steps}" + ("; saved" if steps else "$")):
         trained(tmp_path, sets, data={"workers": 2})
     assert workers == ([2] if steps else []) and not multiprocessing.active_children()
@@ -424,6 +426,13 @@ def workers_of(run: Path) -> list[int]:
 # --- figures
 
 
+def report_of(step: int, *, images: int, rows: int, wait_s: float) -> Report:
+    """A step that was nothing but its wait."""
+    spans = dict.fromkeys(("step_s", "forward_s", "backward_s", "update_s", "embed_s"), 0.01)
+    figures = {"loss": 1.0, "lr_of_group": {"neck": 0.1, "centres": 0.1}, "grad_norm": 1.0, "image_px": 16}
+    return Report(step=step, images=images, rows=rows, wait_s=wait_s, **spans, **figures)  # type: ignore[arg-type]
+
+
 def slow_second_rank(world: World, sets: Path, folder: Path) -> list[dict[str, Any]]:
     """The metrics of 12 steps in which every read of rank 1 takes 20 ms."""
     data = DataConfig(mixture={"shapes": 1.0}, batch=12, workers=1)
@@ -440,11 +449,19 @@ def slow_second_rank(world: World, sets: Path, folder: Path) -> list[dict[str, A
     intake = Intake(world, bad_file=run.bad / f"{world.rank}.jsonl", ledger_file=None, max_bad_fraction=0.0)
     off = Tracking.model_validate({"wandb": {"mode": "disabled"}})
     tracker = open_tracker(off, run, is_first=world.rank == 0, values={})
-    track = Track(tracker, epoch_steps=loader.epoch_steps, num_steps=12, agree=intake.agree)
+    track = Track(
+        tracker,
+        epoch_steps=loader.epoch_steps,
+        num_steps=12,
+        clock=Clock(),
+        of_step=[],
+        of_ranks=[lambda report: intake.agree()],
+    )
     with contextlib.closing(loader.draws(0, 12)) as draws:
         for step, micro_batches in enumerate(intake.watched(draws, first=0), start=1):
             world.barrier()  # as the gradients do
-            track.after(Report.of(micro_batches, step=step, loss=1.0, lr=0.1, grad_norm=1.0, step_s=0.01))
+            rows, wait_s = len(micro_batches[0].row_N), sum(batch.wait_s for batch in micro_batches)
+            track.after(report_of(step, images=sum(micro_batches[0].counts), rows=rows, wait_s=wait_s))
     tracker.close()
     return metrics(run) if world.rank == 0 else []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import processes
+from launcher import ticket as tickets
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import ROOT
 
@@ -38,8 +39,19 @@ def control(run: RunDir, script: str, *options: str, ranks: int = 2) -> float:
     rank = [sys.executable, "-c", _RANK + script, str(run.path)]
     command = [sys.executable, "-c", _MAIN, str(run.path), "--ranks", str(ranks), *options, "--", *rank]
     begun = time.monotonic()
-    subprocess.run(command, cwd=ROOT, start_new_session=True, timeout=30, check=False)
+    controller = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    tickets.write(run, tickets.LocalTicket.of(controller.pid))
+    controller.wait(30)
     return time.monotonic() - begun
+
+
+def test_a_controller_that_is_not_the_runs_own_starts_nothing(run: RunDir) -> None:
+    """Its submit was killed before it wrote the ticket, and the next one has started another."""
+    tickets.write(run, tickets.LocalTicket.of(1))
+    rank = [sys.executable, "-c", _RANK + "(run / 'started').touch()", str(run.path)]
+    command = [sys.executable, "-m", "launcher.controller", str(run.path), "--ranks", "1", "--", *rank]
+    assert subprocess.run(command, cwd=ROOT, start_new_session=True, timeout=30, check=False).returncode == 1
+    assert (run.state, (run.path / "started").exists()) == ("queued", False)
 
 
 def test_a_rank_that_neither_ends_nor_listens_is_killed_when_another_failed(run: RunDir) -> None:

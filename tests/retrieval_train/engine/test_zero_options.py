@@ -64,7 +64,11 @@ def test_no_option_changes_a_number(tmp_path: Path) -> None:
     ("values", "key", "told"),
     [
         ({"stage": 0, "offload": {"optimizer": "cpu"}}, "offload.optimizer", "stage 0 leaves the optimizer to torch"),
-        ({"stage": 2, "offload": {"optimizer": "nvme", "nvme": "/scratch"}}, "offload.optimizer", "nvme is for stage 3, this is stage 2"),
+        (
+            {"stage": 2, "offload": {"optimizer": "nvme", "nvme": "/scratch"}},
+            "offload.optimizer",
+            "nvme is for stage 3, this is stage 2",
+        ),
         ({"stage": 2, "offload": {"weights": "cpu"}}, "offload.weights", "only stage 3 shares the weights out"),
         ({"stage": 3, "offload": {"weights": "nvme"}}, "offload.nvme", "a folder on a local disk"),
         ({"stage": 1, "plus_plus": {"ranks_with_all_weights": 8}}, "plus_plus", "is for stage 3, this is stage 1"),
