@@ -23,6 +23,7 @@ from retrieval_train.engine import loop
 from retrieval_train.engine.agreement import Agreement
 from retrieval_train.engine.engine import Report
 from retrieval_train.engine.saving import Checkpoints
+from retrieval_train.engine.snapshot import Snapshot
 from retrieval_train.engine.stop import Stop
 from retrieval_train.heads.centres import Head
 from retrieval_train.learner import Learner
@@ -265,11 +266,16 @@ def test_an_evaluation_that_a_preemption_cuts_short_is_made_up_for(tmp_path: Pat
 
 
 def test_a_best_step_that_cannot_be_saved_costs_no_run(
-    tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDir(tmp_path / "run")
-    run.checkpoints.mkdir(parents=True)
-    (run.checkpoints / ".step-00000002").write_text("a file where the folder should be made")
+    run, write = RunDir(tmp_path / "run"), Snapshot.write
+
+    def write_but_step_2(snapshot: Snapshot, folder: Path) -> dict[str, str]:
+        if snapshot.state["step"] == 2:
+            raise OSError(28, "No space left on device")
+        return write(snapshot, folder)
+
+    monkeypatch.setattr(Snapshot, "write", write_but_step_2)
     config = train_config(sets, {"name": "plain"}, optimizer={"name": "adamw", "lr": 1e-12, "head_lr": 1e-12})
     done = start(Alone(), run, config, {"every_steps": 2})
     assert done.judge is not None and done.judge.state()["best"][0] == 4

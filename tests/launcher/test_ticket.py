@@ -88,6 +88,9 @@ def test_a_run_that_died_without_a_word_has_failed_and_says_what_slurm_knows(
     monkeypatch.setattr(cluster, "ask", lambda command: "NODE_FAIL|NodeDown")
     run = RunDir(tmp_path / "run")
     run.set_state("running")
+    ticket.write(run, SlurmTicket("8"))
+    assert ticket.settle(run, SlurmTicket("7")) == "running", "a newer submit has it"
+    ticket.write(run, SlurmTicket("7"))
     assert ticket.settle(run, SlurmTicket("7")) == "failed"
     assert run.error.read_text() == "the run ended without a word: SLURM job 7 ended as NODE_FAIL (NodeDown)\n"
 
