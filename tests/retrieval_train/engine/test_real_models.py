@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.train import be_deterministic
 from retrieval_train.data.batch import Batch
 from retrieval_train.engine import plain, zero
 from retrieval_train.engine.engine import Engine, EngineConfig
@@ -98,3 +99,17 @@ def test_compiled_blocks_train_alike() -> None:
     alone = trained(engine_of(plain.Config(), net, world), net, world, until=2)
     compiled = trained(engine_of(plain.Config(compile=True), net, world), net, world, until=2)
     assert compiled == [pytest.approx(figure, rel=1e-4) for figure in alone]
+
+
+def deterministic(world: World, net: str) -> list[tuple[float, float]]:
+    logging.disable(logging.WARNING)
+    be_deterministic()
+    engine = engine_of(zero.Config(stage=2), net, world)
+    figures = trained(engine, net, world, until=STEPS)
+    engine.close()
+    return figures
+
+
+def test_a_deterministic_run_gives_the_same_numbers_to_the_last_digit() -> None:
+    once, again = (run_ranks(deterministic, 2, "vit") for _ in range(2))
+    assert once == again
