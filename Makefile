@@ -24,7 +24,7 @@ $(VENV)/.installed: setup.cfg constraints.txt Makefile
 	@echo "installing torch, DeepSpeed and the rest; about 4 minutes and 6 GB the first time"
 	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[$(FAISS),test]"
 	@echo "compiling DeepSpeed's CPU op"
-	$(BIN)/python -c 'from retrieval_train.engine.zero import compile_ops; compile_ops()' 
+	$(BIN)/python -c 'from retrieval_train.engine.sharded import compile_ops; compile_ops()' 
 	@touch $@
 
 demo: install

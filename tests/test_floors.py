@@ -35,7 +35,7 @@ SHARED = ("retrieval_train.data.batch", "retrieval_train.data.view")
 BYTES = ("shards.files", "shards.remote")
 MIRROR = "retrieval_train.engine.mirror"
 DOORS = {
-    "deepspeed": ("retrieval_train/engine/zero.py",),
+    "deepspeed": ("retrieval_train/engine/sharded.py",),
     "torch.distributed": ("retrieval_train/world.py",),
     "webdataset": ("retrieval_train/data/", "jobs/peers/"),
     "faiss": ("retrieval_train/evaluation/",),

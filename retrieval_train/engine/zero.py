@@ -1,22 +1,11 @@
-"""DeepSpeed ZeRO, the engine that users run: the embedder is DeepSpeed's, the class centres stay outside.
+"""DeepSpeed ZeRO, the engine that users run: its options, all typed, and the configuration that DeepSpeed makes of them.
 
-What DeepSpeed is given it broadcasts from rank 0 and averages, which would destroy centres that differ by rank. So a
-step has two halves that share one backward, one norm, one clipping factor and one decision:
-
-    backward(loss x W)      DeepSpeed averages over the W ranks, our gradients are shares that must be summed
-    gate                    where DeepSpeed would step torch's optimizer, `Stepper` decides: scale and step, or leave it out
-    DeepSpeed steps, then the centres step
-
-Tensors and moments are read from and put back into ZeRO one by one, whole and float32, so that any stage and world size
-loads any other's.
+How it is driven is in `sharded`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,12 +13,8 @@ from pydantic import Field
 
 from retrieval_train.config import Section, place
 from retrieval_train.engine.engine import EngineConfig
-from retrieval_train.engine.half import Decide
-from retrieval_train.engine.params import lr_of_group, set_lr, squared_norm
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
     from retrieval_train.engine.schedule import Rates
     from retrieval_train.engine.stepper import Stepper
@@ -68,6 +53,9 @@ class Config(EngineConfig):
     """The engine."""
     stage: Literal[0, 1, 2, 3] = Field(default=2, json_schema_extra=place())
     """ZeRO stage."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the forward's weights and the backward's gradients in 16 bits, with float32 copies that ZeRO shares out: half the
+    memory of both. Stages 2 and 3, with precision bf16."""
     bucket_mb: float = Field(default=200, gt=0, json_schema_extra=place())
     """Size of the buffers in which gradients and weights travel."""
     overlap: bool | None = Field(default=None, json_schema_extra=place())
@@ -83,6 +71,10 @@ class Config(EngineConfig):
         return [*super().problems(), *self._offload_problems(), *self._stage_problems()]
 
     def _stage_problems(self) -> Iterator[tuple[str, str]]:
+        if self.weights == "bf16" and self.stage < 2:
+            yield "weights", f"bf16 is for stages 2 and 3, this is stage {self.stage}; set engine.stage=2"
+        if self.weights == "bf16" and self.precision != "bf16":
+            yield "weights", f"bf16 needs precision bf16, this is {self.precision}; set engine.precision=bf16"
         if self.plus_plus != PlusPlus() and self.stage != 3:
             yield "plus_plus", f"is for stage 3, this is stage {self.stage}; set engine.stage=3 or leave it out"
         if self.compile and self.stage == 3:
@@ -104,13 +96,14 @@ class Config(EngineConfig):
         bucket_bytes = int(self.bucket_mb * 2**20)
         return {
             "stage": self.stage,
+            "weight_bytes": 2 if self.weights == "bf16" else 4,
             "optimizer": self.offload.optimizer or "device",
             "weights": self.offload.weights or "device",
             "bucket_bytes": bucket_bytes * (2 if self.overlap and self.stage in (1, 2) else 1),
             "max_live": int(self.live_mb * 2**20 / 4),
         }
 
-    def deepspeed_json(self, *, on_gpu: bool) -> dict[str, Any]:
+    def deepspeed_json(self, *, on_gpu: bool, nvme: Path | None = None) -> dict[str, Any]:
         """DeepSpeed's own configuration. Batch sizes are ours to keep: rows per rank may differ, so it is told 1."""
         bucket, live = int(self.bucket_mb * 2**20 / 4), int(self.live_mb * 2**20 / 4)
         zero: dict[str, Any] = {
@@ -123,7 +116,8 @@ class Config(EngineConfig):
         if self.stage == 3:
             zero |= {
                 "stage3_prefetch_bucket_size": bucket,
-                "stage3_param_persistence_threshold": 0,
+                "stage3_param_persistence_threshold": 100_000,  # biases and norms stay whole: a gather each is all latency
+                "memory_efficient_linear": False,  # else torch's linear is replaced for the whole process, the head's too
                 "stage3_max_live_parameters": max(live, 1),
                 "stage3_max_reuse_distance": live,
                 "zero_hpz_partition_size": self.plus_plus.ranks_with_all_weights,
@@ -134,7 +128,12 @@ class Config(EngineConfig):
             if away:
                 zero[key] = {"device": away, "pin_memory": on_gpu}
                 if away == "nvme":
-                    zero[key]["nvme_path"] = str(self.offload.nvme)
+                    zero[key]["nvme_path"] = str(nvme)
+        of_16_bits = {
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": self.accumulate,
@@ -143,197 +142,12 @@ class Config(EngineConfig):
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
             "zero_optimization": zero,
+            **(of_16_bits if self.weights == "bf16" else {}),
         }
 
     def build(self, learner: Learner, optimizer: OptimizerConfig, schedule: Rates, *, seed: int) -> Stepper:
+        from retrieval_train.engine.sharded import Sharded
         from retrieval_train.engine.stepper import Stepper
 
         self.prepare(learner.embedder)
         return Stepper(self, Sharded(self, learner, optimizer), learner, optimizer, schedule, seed)
-
-
-def keep_compiled_ops_with_this_python() -> None:
-    """DeepSpeed compiles a small op for CPU ranks at its first use. Torch keeps it by Python version alone, so another
-    torch would load it and crash: keep it in this environment instead, where that may be written."""
-    if os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-
-
-def compile_ops() -> None:
-    """Compile that op now, so that the first run does not wait for it. Needs g++ and Python's headers."""
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    keep_compiled_ops_with_this_python()
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    ShareMemCommBuilder().load(verbose=False)
-
-
-class Sharded:
-    """The embedder's half under ZeRO."""
-
-    def __init__(self, config: Config, learner: Learner, optimizer: OptimizerConfig) -> None:
-        keep_compiled_ops_with_this_python()
-        import deepspeed
-
-        self._stage, self._config, self._world = config.stage, optimizer, learner.world
-        self.times = float(self._world.size)
-        self.trained = {name: p for name, p in learner.embedder.named_parameters() if p.requires_grad}
-        self._optimizer = optimizer.build(optimizer.groups(learner.embedder))
-        self._decide: Decide | None = None
-        self._factor: float | None = None
-        self._step_optimizer = self._optimizer.step
-        self._optimizer.step = self._gate  # type: ignore[method-assign]
-        self._deepspeed, *_ = deepspeed.initialize(
-            model=learner.embedder,
-            optimizer=self._optimizer,
-            config=config.deepspeed_json(on_gpu=self._world.device.type == "cuda"),
-            dist_init_required=False,
-        )
-        self._make_moments()
-
-    # --- stepping
-
-    def embed(self, image_NCHW: Tensor) -> Tensor:
-        emb_ND: Tensor = self._deepspeed(image_NCHW)
-        return emb_ND
-
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        self._deepspeed.backward(loss * self._world.size, scale_wrt_gas=False)
-        if not is_last:
-            self._deepspeed.step()  # only counts the micro-batch
-
-    def step(self, decide: Decide, *, lr_factor: float) -> None:
-        set_lr(self._optimizer, lr_factor)
-        self._decide = decide
-        self._deepspeed.step()
-        self._decide = None
-
-    def _gate(self, closure: Any = None) -> Any:
-        """What DeepSpeed takes for torch's step; ZeRO calls it once for every group that it steps."""
-        if self._decide is not None:
-            self._factor, self._decide = self._decide(self._squared_norm()), None
-        if self._factor is None:
-            return None
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self._factor)
-        return self._step_optimizer()
-
-    def _squared_norm(self) -> float:
-        if self._stage == 0:
-            return float(squared_norm(p.grad for p in self.trained.values()))
-        return float(self._deepspeed.optimizer._global_grad_norm) ** 2
-
-    # --- state
-
-    def whole(self, name: str, moment: str | None = None) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        parameter: Any = self.trained[name]
-        if self._stage == 0:
-            return parameter.detach() if moment is None else self._optimizer.state[parameter][moment]  # type: ignore[no-any-return]
-        whole = (
-            safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
-        )
-        return whole.view(self._shape(parameter))  # type: ignore[no-any-return]
-
-    def put(self, name: str, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
-        parameter = self.trained[name]
-        self._put(parameter, whole)
-        for kind, moment in moments.items():
-            self._put_moment(parameter, kind, moment)
-
-    def set_updates(self, updates: int) -> None:
-        for flat in self._stepped() if self._config.has_step else ():
-            self._optimizer.state[flat]["step"].fill_(float(updates))
-
-    def lr_of_group(self) -> dict[str, float]:
-        return lr_of_group(self._optimizer)
-
-    def replicated(self) -> dict[str, Tensor]:
-        return {} if self._stage == 3 else dict(self._deepspeed.module.named_parameters())
-
-    @contextmanager
-    def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        if self._stage < 3:
-            yield self._deepspeed.module
-            return
-        import torch
-
-        yield self._in_step
-        with torch.no_grad():
-            while side := self._largest(0):  # a rank that has no more images goes along with those that have
-                self._deepspeed.module(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self._world.device))
-
-    def _in_step(self, image_NCHW: Tensor) -> Tensor:
-        """Under stage 3 a forward gathers weights from all ranks: all of them do one, or none does."""
-        self._largest(image_NCHW.shape[-1])
-        emb_ND: Tensor = self._deepspeed.module(image_NCHW)
-        return emb_ND
-
-    def _largest(self, side: int) -> int:
-        import torch
-
-        return int(self._world.max(torch.tensor(side)).item())
-
-    def close(self) -> None:
-        self._deepspeed.destroy()
-
-    def _put(self, parameter: Any, whole: Tensor) -> None:
-        """Into ZeRO's float32 copy and into the weights that the forward uses."""
-        import deepspeed
-        import torch
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(whole)
-        if self._stage == 3:
-            safe_set_local_fp32_param(parameter, self._my_part(parameter, whole))
-        elif self._stage > 0:
-            safe_set_full_fp32_param(parameter, whole)
-
-    def _put_moment(self, parameter: Any, kind: str, whole: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-        if self._stage == 0:
-            self._optimizer.state[parameter][kind].copy_(whole)
-        elif self._stage == 3:
-            safe_set_local_optimizer_state(parameter, self._my_part(parameter, whole), kind)
-        else:
-            safe_set_full_optimizer_state(parameter, whole, kind)
-
-    def _my_part(self, parameter: Any, whole: Tensor) -> Tensor:
-        """This rank's slice of a tensor under stage 3: equal slices, the last one padded with zeros.
-
-        DeepSpeed 0.19's own `safe_set_full_*` forgets the padding and fails where the ranks do not divide the tensor.
-        """
-        size = parameter.ds_tensor.ds_numel
-        padded = whole.new_zeros(size * self._world.size)
-        padded[: whole.numel()] = whole.flatten()
-        return padded[size * self._world.rank :][:size]
-
-    def _make_moments(self) -> None:
-        """The optimizer's state before its first step: a resumed run puts its values there.
-
-        Without a resume too: ZeRO 1 and 2 link moments to tensors once, after the first group's step, when the later
-        groups have none yet; those would stay unreadable (DeepSpeed 0.19).
-        """
-        for flat in self._stepped():
-            self._config.make_state(self._optimizer, flat, step=0, moments=None)
-        if self._stage in (1, 2):
-            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _stepped(self) -> Iterator[Any]:
-        """The tensors that torch's optimizer steps: ours at stage 0, ZeRO's flat partitions else."""
-        if self._stage == 3:
-            yield from self._deepspeed.optimizer.fp32_partitioned_groups_flat
-        else:
-            for group in self._optimizer.param_groups:
-                yield from group["params"]
-
-    def _shape(self, parameter: Any) -> Any:
-        return parameter.ds_shape if self._stage == 3 else parameter.shape

@@ -63,6 +63,8 @@ class Config(BackboneConfig):
     def build(self, *, with_weights: bool = True) -> Built:
         import timm
 
+        # the re-entrant way of computing activations again is silently wrong behind frozen blocks
+        timm.layers.set_reentrant_ckpt(False)
         file = self.weights_file()
         options: dict[str, Any] = {
             "pretrained": with_weights and self.is_pretrained,

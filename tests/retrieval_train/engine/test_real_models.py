@@ -67,18 +67,18 @@ def trained(engine: Engine, net: str, world: World, *, until: int) -> list[tuple
     return figures
 
 
-def every_engine(world: World, folder: Path, net: str) -> dict[str, Any]:
+def every_engine(world: World, folder: Path, net: str, engines: dict[str, EngineConfig] = ENGINES) -> dict[str, Any]:
     """Each trains half the steps; the next one goes on from there."""
     logging.disable(logging.WARNING)
     out: dict[str, Any] = {}
-    names = list(ENGINES)
+    names = list(engines)
     for number, name in enumerate(names):
-        engine = engine_of(ENGINES[name], net, world)
+        engine = engine_of(engines[name], net, world)
         first = trained(engine, net, world, until=HALF)
         save(engine, folder / f"{number}", {}, world)
         engine.close()
         heir = names[(number + 1) % len(names)]
-        resumed = engine_of(ENGINES[heir], net, world)
+        resumed = engine_of(engines[heir], net, world)
         resumed.load(folder / f"{number}")
         out[f"{name}, then {heir}"] = first + trained(resumed, net, world, until=STEPS)
         resumed.close()
@@ -99,6 +99,32 @@ def test_compiled_blocks_train_alike() -> None:
     alone = trained(engine_of(plain.Config(), net, world), net, world, until=2)
     compiled = trained(engine_of(plain.Config(compile=True), net, world), net, world, until=2)
     assert compiled == [pytest.approx(figure, rel=1e-4) for figure in alone]
+
+
+SIXTEEN: dict[str, EngineConfig] = {
+    "stage 2": zero.Config(stage=2, precision="bf16", weights="bf16"),
+    "stage 3": zero.Config(stage=3, precision="bf16", weights="bf16"),
+    "stage 2, float32 weights": zero.Config(stage=2, precision="bf16"),
+    "stage 3, offload": zero.Config(
+        stage=3, precision="bf16", weights="bf16", offload=zero.Offload(optimizer="cpu", weights="cpu")
+    ),
+}
+
+
+def weights_of_16_bits(world: World, folder: Path, net: str) -> dict[str, Any]:
+    return every_engine(world, folder, net, SIXTEEN)
+
+
+def test_weights_of_16_bits_train_close_to_float32_and_load_each_other(tmp_path: Path) -> None:
+    world, net = Alone(), "eva02"
+    alone = trained(engine_of(plain.Config(), net, world), net, world, until=STEPS)
+    for out in run_ranks(weights_of_16_bits, 2, tmp_path, net):
+        for case, figures in out.items():
+            for (loss, norm), (loss_32, norm_32) in zip(figures, alone, strict=True):
+                assert loss == pytest.approx(loss_32, rel=1e-2), case
+                assert norm == pytest.approx(norm_32, rel=5e-2), case
+        first = [figures[0] for figures in out.values()]
+        assert first[0] != alone[0] and first[0] == pytest.approx(first[2], rel=1e-2), "bf16 was on"
 
 
 def deterministic(world: World, net: str) -> list[tuple[float, float]]:
