@@ -185,11 +185,13 @@ def build(config: Config, run: RunDir, world: World) -> Parts:
     from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
     from retrieval_train.models.backbones.backbone import check_sizes
+    from retrieval_train.models.batch_norm import sync_batch_norm
 
     if config.run.deterministic:
         be_deterministic()
     tell_machine(world)
     embedder = fresh_embedder(config).to(world.device)
+    sync_batch_norm(embedder, world)
     loader = build_loader(
         config.data,
         config.shards_root,

@@ -22,6 +22,7 @@ from jobs.evaluate import EvaluationData, embedding_shown, source_of
 from jobs.job import Progress
 from retrieval_train.config import place
 from retrieval_train.evaluation.embed import Config as Embed
+from retrieval_train.evaluation.embed import NotFiniteVector, NotJoined
 from retrieval_train.evaluation.index import Config as Index
 from retrieval_train.evaluation.metrics import MERGED, METRICS
 
@@ -100,6 +101,8 @@ class Judge:
         self._history: list[tuple[int, float]] = []
         self._best: tuple[int, float] | None = None
         self._in_vain = 0
+        self._is_put_off = False
+        """Whether an evaluation waits for a step that is no fault."""
 
     # --- judging
 
@@ -107,11 +110,17 @@ class Judge:
         """Before the first step of a start: judge what training begins from, or the step that an earlier start gave up."""
         step = self._model.engine.step
         is_due = self._config.first if step == 0 else self._is_due(step)
-        if is_due and step not in dict(self._history):
+        if is_due and step not in dict(self._history) and not self._is_put_off:
             self._evaluate(step)
+            self._figures.pop("evaluate_s", None)  # it is no part of the next step's time
 
     def after(self, report: Report) -> None:
-        if self._is_due(report.step):
+        """A step that is a fault is not judged but the last: what led to it may be in the weights, and the run may go back.
+        The next good one is, in its place."""
+        is_due = self._is_put_off or self._is_due(report.step)
+        is_fault = report.skipped in ("loss", "gradient") and report.step < self._num_steps
+        self._is_put_off = is_due and is_fault
+        if is_due and not is_fault:
             self._evaluate(report.step)
 
     def figures(self) -> dict[str, float]:
@@ -140,22 +149,23 @@ class Judge:
     def _evaluate(self, step: int) -> None:
         began = time.perf_counter()
         scores = self._scores(step)
+        if step:  # the tracker's first line is the first step's
+            self._figures = {"evaluate_s": round(time.perf_counter() - began, 3)}
         if scores is None:
-            log.info("step %d: the evaluation is given up, the next start does it", step)
             return
         split, metric, value = self._config.split, self._config.metric, scores[MERGED][self._config.metric]
         self._history.append((step, value))
-        if step:  # the tracker's first line is the first step's
-            self._figures = {f"{split}/{name}": number for name, number in scores[MERGED].items()}
+        if step:
+            self._figures |= {f"{split}/{name}": number for name, number in scores[MERGED].items()}
             of_domain = {name: numbers[metric] for name, numbers in scores.items() if name != MERGED}
             self._figures |= {f"{split}/{name}/{metric}": number for name, number in of_domain.items()}
-            self._figures["evaluate_s"] = round(time.perf_counter() - began, 3)
         log.info("step %d  %s %s %.4f, in %.1f s", step, split, metric, value, time.perf_counter() - began)
         if step:
             self._compare(step, value)
 
     def _scores(self, step: int) -> Scores | None:
-        """Of the weights as they stand, on all ranks; None where a rank is to stop."""
+        """Of the weights as they stand, on all ranks; None where it is given up: a rank is to stop, has no room on its disk
+        or finds a vector that is not finite, which is for the next steps' losses to say and for `Faults` to mend."""
         from retrieval_train.evaluation import metrics
 
         retrieval, folder, world = self._retrieval, self._run.embeddings, self._world
@@ -164,18 +174,28 @@ class Judge:
         world.barrier()
         progress = Progress(self._run, world, f"evaluate step {step}", total=len(retrieval), unit="images")
         show = embedding_shown(progress, retrieval, world)
-        is_given_up = False
+        problem = ""
         # nothing collective in this block but the forwards, which the engine sees to
         with self._model.engine.embedding() as embed:
             source = source_of(embed, self._model.view, self._model.image_px)
             try:
                 retrieval.embed(source, folder, world, self._config.embed, shown=partial(self._shown, show))
             except _Stopping:
-                is_given_up = True
+                problem = "it is to stop, the next start evaluates"
+            except NotFiniteVector as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"{type(error).__name__}: {error}"
+        problems = [f"rank {rank}: {problem}" for rank, problem in enumerate(world.every(problem)) if problem]
         scores = None
-        if not world.any(is_given_up):
-            hits = retrieval.search(folder, world, self._config.index)
-            scores = world.from_first(metrics.evaluate(hits, retrieval.truth) if world.rank == 0 else None)
+        try:
+            if not problems:
+                hits = retrieval.search(folder, world, self._config.index)
+                scores = world.from_first(metrics.evaluate(hits, retrieval.truth) if world.rank == 0 else None)
+        except NotJoined as error:  # on all ranks
+            problems = [str(error)]
+        if problems:
+            log.warning("step %d: the evaluation is given up, the run goes on. %s", step, problems[0])
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return scores
@@ -199,31 +219,46 @@ class Judge:
         self._best, self._in_vain = (step, value), 0  # before saving: the checkpoint shall say that it is the best
         try:
             self._save()
+            problem = self._name_best()
         except NotSaved as error:  # on all ranks
+            problem = str(error)
+        if problem:
             self._best, self._in_vain = best, in_vain
-            log.warning("step %d is the best so far and cannot be kept: %s", step, error)
-            return
-        if self._world.rank == 0:
-            self._run.set_best(self._run.checkpoint(step))
+            log.warning("step %d is the best so far and cannot be kept: %s", step, problem)
+
+    def _name_best(self) -> str:
+        """Else it would be removed in time. What went wrong, on all ranks."""
+        problem = ""
+        if self._world.rank == 0 and self.best is not None:
+            try:
+                self._run.set_best(self.best)
+            except OSError as error:
+                problem = f"cannot be named: {type(error).__name__}: {error}"
+        return self._world.from_first(problem)
 
     # --- state
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"history": self._history, "best": self._best, "in_vain": self._in_vain}
+        return {
+            "history": self._history,
+            "best": self._best,
+            "in_vain": self._in_vain,
+            "put_off": self._is_put_off,
+        }
 
     def take_state(self, state: Mapping[str, Any]) -> None:
         self._figures = {}
         self._history = [(step, value) for step, value in state.get("history", [])]
         self._best = tuple(state["best"]) if state.get("best") else None
-        self._in_vain = state.get("in_vain", 0)
+        self._in_vain, self._is_put_off = state.get("in_vain", 0), state.get("put_off", False)
         if self.best is None:
             return
-        if not self._world.from_first((self.best / "state.json").is_file()):
-            log.warning("%s, the best so far, is gone; the best of what follows is kept", self.best)
+        is_there = self._world.from_first((self.best / "state.json").is_file())
+        # named again: a kill may have come between the checkpoint and its name
+        if problem := self._name_best() if is_there else "is gone":
+            log.warning("%s, the best so far, %s; the best of what follows is kept", self.best, problem)
             self._best, self._in_vain = None, 0
-        elif self._world.rank == 0:  # a kill may have come between the checkpoint and its name
-            self._run.set_best(self.best)
 
 
 class Patience:

@@ -22,14 +22,14 @@ from retrieval_train.engine.faults import Faults
 from retrieval_train.engine.hang import Watchdog
 from retrieval_train.engine.loop import Clock, Watcher, train
 from retrieval_train.engine.mirror import Mirror, catch_up
+from retrieval_train.engine.resume import load_newest
 from retrieval_train.engine.saving import Checkpoints, NotSaved
-from retrieval_train.engine.state_file import Damaged
 from retrieval_train.engine.stop import Ending, Stop
 from retrieval_train.engine.stragglers import Stragglers
 from retrieval_train.engine.uploads import Uploads
 from retrieval_train.engine.watchers import Follow, Show, Track
 from retrieval_train.learner import Learner
-from retrieval_train.rundir import RunDir
+from retrieval_train.rundir import RunDir, write_text
 from retrieval_train.tracking import cut_metrics, open_tracker
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_UPLOAD_S = 600.0  # how long the end of a run waits for its last upload; a preempted one has less time, and goes
+_UPLOAD_S, _PREEMPTED_UPLOAD_S = 600.0, 60.0  # the last upload's time; a scheduler that warned kills before long
 
 
 class NotFinite(ValueError):
@@ -73,7 +73,8 @@ class Session:
         self._faults = Faults(config.faults, engine, learner, run, world)
         self._agreement, self._stragglers, self._clock = Agreement(world), Stragglers(world), Clock()
         self._stop = Stop(self._agreement, max_minutes=config.run.max_minutes)
-        self._uploads = self._open_mirror()
+        self._mirror = self._open_mirror()
+        self._uploads = Uploads(self._mirror) if self._mirror and world.rank == 0 else None  # rank 0 sends
         self._described = described(config)
         self._beat: Callable[[str], None] = lambda phase: None
         self._judge = self._open_judge(view)
@@ -216,34 +217,30 @@ class Session:
             log.error("%s", error)
             told = f"; NOT saved: {error}"
         if self._uploads:
-            self._uploads.close(0 if ending == "signal" else _UPLOAD_S)
+            wait_s = _PREEMPTED_UPLOAD_S if is_early else _UPLOAD_S
+            self._uploads.close(wait_s, beat=lambda: self._beat("last upload"))
         if is_early:
             raise Preempted(f"{ending} at step {step}{told}")
 
     # --- state
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint that is whole; what lies beyond it is done again."""
-        while (latest := self._world.from_first(self._run.latest_checkpoint())) is not None:
-            try:
-                saved = self.engine.load(latest)
-            except Damaged as error:  # on all ranks: they share the summing
-                log.warning("%s: going on from the checkpoint before it", error)
-                if self._world.rank == 0:
-                    latest.rename(latest.with_name(f"damaged-{latest.name}"))
-                self._world.barrier()
-                continue
-            check_same(saved, self._config, latest)
+    def _resume(self) -> Path | None:
+        """Go on from the newest checkpoint that is whole; what lies beyond it is done again. Which one, if any."""
+        folder = None
+        if found := load_newest(self.engine, self._run, self._world, self._mirror):
+            folder, saved = found
+            check_same(saved, self._config, folder)
+            self._restore(saved)
             self._take(saved)
-            log.info("going on from %s", latest)
-            break
+            log.info("going on from %s", folder)
         else:
             self._take_from_origin()
         if self._world.rank == 0:
             cut_metrics(self._run.metrics, last_step=self.engine.step)
-            for folder in (self._run.bad, self._run.ledger, self._run.faults.parent):
-                cut_back(folder, steps=self.engine.step)
+            for beside in (self._run.bad, self._run.ledger, self._run.faults.parent):
+                cut_back(beside, steps=self.engine.step)
         self._world.barrier()
+        return folder
 
     def _take_from_origin(self) -> None:
         """There is no checkpoint: the first step is the first, or another run's next."""
@@ -253,6 +250,20 @@ class Session:
         folder = origin.fetch(self._config, self._run, self._world)
         self._take(still_true(self.engine.load(folder), self._config))
         log.info("going on from %s", folder)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """What lies beside the checkpoints of this run, where only the checkpoint came here, from the mirror."""
+        self._faults.take_roll_backs(saved.get("roll_backs", []))
+        if self._world.rank != 0:
+            return
+        best, tracker = saved.get("judge", {}).get("best"), saved.get("tracker")
+        try:
+            if tracker and not self._run.tracker_id.is_file():
+                write_text(self._run.tracker_id, tracker + "\n")
+            if self._mirror and best and not (self._run.checkpoint(best[0]) / "state.json").is_file():
+                self._mirror.bring(best[0], self._run.checkpoints)
+        except (OSError, ValueError) as error:  # the run can do without
+            log.warning("not all of the run could be brought here: %s", error)
 
     def _take(self, saved: dict[str, Any]) -> None:
         self._loader.order.take_state(saved.get("order", {}))
@@ -267,6 +278,7 @@ class Session:
             "order": self._loader.order.state(),
             "intake": self._intake.state(self.engine.step),
             "skipped": self._faults.skipped,
+            "roll_backs": self._faults.roll_backs,
             "judge": self._judge.state() if self._judge else {},
             "config": self._described,
         }
@@ -274,19 +286,20 @@ class Session:
     def _go_back(self) -> None:
         self.checkpoints.finish()
         before = self.engine.step
-        self._resume()
-        if self.engine.step == before:
+        folder = self._resume()
+        if folder is None or self.engine.step == before:
             raise NotFinite(
                 f"the loss or a gradient is not finite, up to step {before}, and there is no checkpoint to go back to"
             )
+        self.checkpoints.went_back_to(folder)
         self._faults.roll_back(to_step=self.engine.step, from_step=before)
 
-    def _open_mirror(self) -> Uploads | None:
-        """Take what the mirror has beyond this folder; then rank 0 sends."""
+    def _open_mirror(self) -> Mirror | None:
+        """The mirror, and what it has beyond this folder taken from it."""
         url, keep = self._config.checkpoint.mirror, self._config.checkpoint.keep
         if url is None:
             return None
-        mirror, problem = Mirror(url, self._run.path.name, keep=keep), ""
+        mirror, problem = Mirror(url, self._run.path.name, keep=keep, best=self._run.best_checkpoint), ""
         if self._world.rank == 0:
             try:
                 catch_up(mirror, self._run)
@@ -294,7 +307,7 @@ class Session:
                 problem = str(error)
         if problem := self._world.from_first(problem):
             raise ValueError(problem)
-        return Uploads(mirror) if self._world.rank == 0 else None
+        return mirror
 
 
 class Replicas:

@@ -56,19 +56,21 @@ class Intake:
     def watched(self, draws: Iterable[list[Batch]], *, first: int) -> Generator[list[Batch], None, None]:
         """`draws`, which begin with step `first`, as they are."""
         ledger = Lines(self._ledger_file) if self._ledger_file else None
+        bad = Lines(self._bad_file)
         try:
             for step, micro_batches in enumerate(draws, start=first):
                 self._next_step, self._one_before = step + 1, (self._rows, self._bad_of.copy())
                 self._waited.append(sum(batch.wait_s for batch in micro_batches))
                 for batch in micro_batches:
-                    self._count(batch, stream=0)
+                    self._count(batch, bad, stream=0)
                     if batch.unlabelled:
-                        self._count(batch.unlabelled, stream=1)
+                        self._count(batch.unlabelled, bad, stream=1)
                     if ledger:
                         pairs = zip(batch.row_N, batch.key_N, strict=True)
                         ledger.write("".join(f"{step}\t{row}\t{written(key)}\n" for row, key in pairs))
                 yield micro_batches
         finally:
+            _close(bad, self._bad_file)
             if ledger:
                 ledger.close()
 
@@ -110,19 +112,20 @@ class Intake:
         return {"rows": rows, "bad": bad, "bad_of": dict(bad_of.most_common(MOST_KEPT))}
 
     def take_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what an earlier start counted; {}: from nothing."""
+        """Goes on from what was counted up to a checkpoint; {}: from nothing. What this start counted itself is in it, or
+        is counted again after a roll-back."""
+        self._rows, self._bad_of, self._next_step, self._one_before = 0, Counter(), 0, (0, Counter())
         self._rows_before, self._bad_before = state.get("rows", 0), state.get("bad", 0)
         self._bad_of_before = Counter(state.get("bad_of", {}))
         self._bad_everywhere = self._bad_before
 
-    def _count(self, batch: Batch, *, stream: int) -> None:
+    def _count(self, batch: Batch, lines: Lines, *, stream: int) -> None:
         self._rows += len(batch.row_N)
         self._read_s += batch.read_s
         self._decode_s += batch.decode_s
         if batch.bad:
             self._bad_of.update(f"{bad.set}/{bad.shard}" for bad in batch.bad)
-            with _opened(self._bad_file) as file:
-                file.writelines(_line(dataclasses.replace(bad, stream=stream)) for bad in batch.bad)
+            lines.write("".join(_line(dataclasses.replace(bad, stream=stream)) for bad in batch.bad))
 
     def _check(self, bad: int, rows: int) -> None:
         """Equal on all ranks, so that all stop or none."""
@@ -180,6 +183,8 @@ def _line(bad: Bad) -> str:
     return json.dumps(dataclasses.asdict(bad)) + "\n"
 
 
-def _opened(file: Path) -> IO[str]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.open("a", encoding="utf-8")
+def _close(lines: Lines, file: Path) -> None:
+    try:
+        lines.close()
+    except OSError as error:  # the samples are counted: no reason to lose a run
+        log.warning("%s: there is still no room for its last lines, they are lost: %s", file, error)

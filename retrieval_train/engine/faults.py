@@ -3,7 +3,8 @@
 faults/skipped.jsonl    step, why, and what a second look found: rank, layer, sample keys
                         (of the steps that stay: those that are done again leave nothing there)
 roll_backs.jsonl        from which step to which, and the last look's words; every line lowers the learning rate by
-                        `lr_factor`, also after a resume
+                        `lr_factor`, also after a resume. Checkpoints have the lines too: for a run that goes on from a
+                        mirror, where the file is not
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pydantic import Field
 
 from retrieval_train.config import Section, place
 from retrieval_train.engine.engine import Engine, Report
-from retrieval_train.rundir import RunDir
+from retrieval_train.lines import Lines
+from retrieval_train.rundir import RunDir, write_text
 
 if TYPE_CHECKING:
     from retrieval_train.data.batch import Batch
@@ -54,7 +56,17 @@ class Faults:
         """Since the run began, roll-backs apart."""
         self.last = ""
         """What the last second look found."""
-        engine.lr_scale = config.lr_factor ** world.from_first(self._num_roll_backs())
+        self._skipped_lines: Lines | None = None
+        self.roll_backs: list[str] = world.from_first(self._read_roll_backs())
+        """The lines of roll_backs.jsonl, for the checkpoint; the same on all ranks, whatever becomes of the file."""
+        self._lower_rates()
+
+    def take_roll_backs(self, saved: list[str]) -> None:
+        """Those of a checkpoint of this run, where the file has fewer: it was lost, or could not be written."""
+        if len(saved) > len(self.roll_backs):
+            self.roll_backs = list(saved)
+            self._write_roll_backs()
+            self._lower_rates()
 
     def watched(self, draws: Iterable[list[Batch]]) -> Generator[list[Batch], None, None]:
         """`draws` as they are; the last one is looked at again when its step was a fault."""
@@ -77,19 +89,16 @@ class Faults:
             self._explain(report)
         if self._in_row <= self._config.skip:
             return None
-        can_go_back = self._world.from_first(
-            self._num_roll_backs() < self._config.roll_backs and self._has_checkpoint()
-        )
+        can_go_back = self._world.from_first(len(self.roll_backs) < self._config.roll_backs and self._has_checkpoint())
         return "roll back" if can_go_back else "not finite"
 
     def roll_back(self, *, to_step: int, from_step: int) -> None:
         """Note it down, and lower the learning rate: the engine has just loaded the checkpoint of `to_step`."""
-        if self._world.rank == 0:
-            with self._run.roll_backs.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"from": from_step, "to": to_step, "found": self.last}) + "\n")
-        self._world.barrier()
+        self.roll_backs.append(json.dumps({"from": from_step, "to": to_step, "found": self.last}))
+        self._write_roll_backs()
         self._in_row = 0
-        self._engine.lr_scale = self._config.lr_factor ** self._world.from_first(self._num_roll_backs())
+        self._skipped_lines = None  # what waits there for room is of steps that are done again
+        self._lower_rates()
         log.warning("went back from step %d to %d; learning rates x %g", from_step, to_step, self._engine.lr_scale)
 
     def _explain(self, report: Report) -> None:
@@ -101,12 +110,36 @@ class Faults:
         self.last = "; ".join(found) or "a second look at the same rows found nothing: it may have been the machine"
         log.warning("step %d was left out, its %s is not finite: %s", report.step, report.skipped, self.last)
         if self._world.rank == 0:
-            self._run.faults.parent.mkdir(parents=True, exist_ok=True)
-            with self._run.faults.open("a", encoding="utf-8") as file:  # `step` counts from 0 there, as in bad/
-                file.write(json.dumps({"step": report.step - 1, "of": report.skipped, "found": self.last}) + "\n")
+            # `step` counts from 0 there, as in bad/
+            self._write_skipped(json.dumps({"step": report.step - 1, "of": report.skipped, "found": self.last}) + "\n")
 
-    def _num_roll_backs(self) -> int:
-        return len(self._run.roll_backs.read_text().splitlines()) if self._run.roll_backs.is_file() else 0
+    def _write_skipped(self, line: str) -> None:
+        """Rank 0 alone: a full disk must not end it, the others would wait for it."""
+        try:
+            self._skipped_lines = self._skipped_lines or Lines(self._run.faults)
+        except OSError as error:  # the folder cannot be made; the line is in the log
+            log.warning("%s cannot be written: %s", self._run.faults, error)
+        else:
+            self._skipped_lines.write(line)
+
+    def _read_roll_backs(self) -> list[str]:
+        return self._run.roll_backs.read_text().splitlines() if self._run.roll_backs.is_file() else []
+
+    def _write_roll_backs(self) -> None:
+        """All of them, so that a line for which there was no room comes with the next."""
+        if self._world.rank != 0:
+            return
+        try:
+            write_text(self._run.roll_backs, "".join(line + "\n" for line in self.roll_backs))
+        except OSError as error:
+            log.warning(
+                "%s cannot be written: %s; the lowered learning rate holds, and the next checkpoint has it too",
+                self._run.roll_backs,
+                error,
+            )
+
+    def _lower_rates(self) -> None:
+        self._engine.lr_scale = self._config.lr_factor ** len(self.roll_backs)
 
     def _has_checkpoint(self) -> bool:
         return self._run.latest_checkpoint() is not None

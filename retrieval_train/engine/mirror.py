@@ -2,6 +2,8 @@
 
     <url>/<run name>/step-00010000/    the files of that checkpoint, as checkpoint.py describes them
 
+The newest few stay there, and the best one where training is judged; those of `keep_every` stay in the run folder only.
+
 `state.json` is sent last and removed first: a folder that has one is whole, whenever a sender was killed. What comes back
 may have been written by anybody: only plain names that `sums.json` lists are taken, each with its sum.
 """
@@ -13,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,14 @@ class Damaged(MirrorError):
 class Mirror:
     """The checkpoints of one run below a URL or in a local folder. One process at a time sends there."""
 
-    def __init__(self, url: str, run_name: str, *, keep: int = 2) -> None:
-        self._url, self._keep = _join(url, run_name), keep
+    def __init__(
+        self, url: str, run_name: str, *, keep: int = 2, best: Callable[[], Path | None] = lambda: None
+    ) -> None:
+        """`best` is asked at each sending which checkpoint stays beside the newest."""
+        self._url, self._keep, self.best = _join(url, run_name), keep, best
 
     def put(self, folder: Path) -> None:
-        """Send a sealed checkpoint; it and the newest before it stay, `keep` in all. Raises MirrorError.
+        """Send a sealed checkpoint; it and the newest before it stay, `keep` in all, and the best. Raises MirrorError.
 
         Files that an earlier try has sent are not sent again. A folder that is removed or replaced meanwhile is given up.
         Checkpoints of later steps are of a future that the run went back from, and are removed too.
@@ -62,6 +67,10 @@ class Mirror:
                 self._prune(folder.name)
             else:
                 log.warning("%s was removed or replaced while it was sent to %s: given up", folder, shown(url))
+
+    def bring(self, step: int, into: Path) -> Path:
+        """Download the checkpoint of `step`, as `fetch` does."""
+        return fetch(_join(self._url, f"step-{step:08d}"), into)
 
     def newest(self) -> tuple[int, str] | None:
         """(step, URL) of the newest whole checkpoint; None where there is none. Raises MirrorError."""
@@ -90,8 +99,10 @@ class Mirror:
         older = [name for name in names if _step_of(name) <= _step_of(sent)]
         # not `exists`, which some file systems answer with no when they cannot reach the server
         whole = [name for name in older if _read(_join(self._url, name), "state.json") is not None]
+        best = self.best()
+        stay = {*whole[-self._keep :], *(name for name in whole if best and name == best.name)}
         for name in names:
-            if name not in whole[-self._keep :]:
+            if name not in stay:
                 _remove(_join(self._url, name))
 
 

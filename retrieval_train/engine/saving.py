@@ -98,7 +98,7 @@ class Checkpoints:
         self._agreement, self._extra, self._sealed, self._held = agreement, extra, sealed, held
         self._writing: Writing | None = None
         self._saved = world.from_first(run.latest_checkpoint())
-        self._begun_at = time.monotonic()
+        self._begun_at, self._is_due = time.monotonic(), False
         self._problem = ""
         self.num_failed, self.stall_s = 0, 0.0
         """How often one could not be written, and how long the last one held the step up."""
@@ -110,8 +110,14 @@ class Checkpoints:
             self._settle()
         by_clock = self._agreement.says("checkpoint due by the clock")
         is_fault = report.skipped in ("loss", "gradient")  # what led to it may be in the weights already
-        if (report.step % self._config.every_steps == 0 or by_clock) and not is_fault:
+        self._is_due = self._is_due or by_clock or report.step % self._config.every_steps == 0
+        if self._is_due and not is_fault:
+            self._is_due = False
             self.begin()
+
+    def went_back_to(self, folder: Path) -> None:
+        """The engine has loaded that one: what was saved after it is of a future that will be another."""
+        self._saved, self._is_due = folder, False
 
     def begin(self) -> None:
         """Start to write this step's, unless it is saved or on its way."""
@@ -119,14 +125,14 @@ class Checkpoints:
         if self._saved == folder or (self._writing and self._writing.folder == folder):
             return
         self.finish()
-        began = time.monotonic()
+        began = self._begun_at = time.monotonic()  # also of one that fails: the next is as far away
         snapshot = self._engine.snapshot(self._extra())
         writing = Writing(folder, snapshot)
         if problem := self._on_first(lambda: self._make_room(writing)):
             self._give_up(writing, problem)
             return
         writing.start()
-        self._writing, self._begun_at, self.stall_s = writing, time.monotonic(), time.monotonic() - began
+        self._writing, self.stall_s = writing, time.monotonic() - began
 
     def finish(self) -> None:
         """Wait until the one on its way is whole, or given up."""

@@ -122,9 +122,9 @@ def _write_all(file: BinaryIO, block: memoryview | bytes) -> None:
 def mean_buffers(embedder: nn.Module, world: World) -> dict[str, Tensor]:
     """The buffers that go into a checkpoint. Collective.
 
-    Batch norm is not synced: each rank's normalises by, and keeps statistics of, its own rows. So floating-point buffers
-    are averaged over the ranks; others (counts, indices) are the first rank's. A running mean is linear in what it
-    averages: ranks that all go on from the mean end with the mean that they would have had anyway, but for rounding.
+    Batch norm's running statistics are those of all ranks' rows and equal on all ranks. Should a model keep others that
+    follow its own rank's rows, floating-point buffers are averaged over the ranks; others (counts, indices) are the first
+    rank's.
     """
     mean = {}
     for name, buffer in persistent_buffers(embedder).items():

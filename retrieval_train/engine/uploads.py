@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from retrieval_train.engine.mirror import Mirror, MirrorError
 
 log = logging.getLogger(__name__)
 
+_SLICE_S = 1.0  # between two beats while waiting
+
 
 class Uploads:
-    """Sends checkpoints from a thread, one at a time; of those that wait, only the newest is sent."""
+    """Sends checkpoints from a thread, one at a time; of those that wait, only the newest and the best are sent."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
-        self._waiting: Path | None = None
+        self._waiting: list[Path] = []
         self._sending: Path | None = None
         self._failed: str | None = None
         self._is_closed = False
@@ -26,28 +30,32 @@ class Uploads:
         self._thread.start()
 
     def submit(self, folder: Path) -> None:
-        """Have a sealed checkpoint sent; one that still waits gives way to it. Never blocks."""
+        """Have a sealed checkpoint sent; one that still waits gives way to it unless it is the best. Never blocks."""
         with self._changed:
             assert not self._is_closed, f"{folder} was submitted after close"
-            self._waiting = folder
+            best = self._mirror.best()
+            self._waiting = [*(waiting for waiting in self._waiting if waiting == best != folder), folder]
             self._changed.notify_all()
 
     def holds(self) -> set[Path]:
         """The folders that must not be removed now. Ask from where `submit` is called: between those it only shrinks."""
         with self._changed:
-            return {folder for folder in (self._waiting, self._sending) if folder is not None}
+            return {*self._waiting, *([self._sending] if self._sending else [])}
 
     def failed(self) -> str | None:
         """Why the last upload failed, or None when it did not."""
         with self._changed:
             return self._failed
 
-    def close(self, wait_s: float) -> None:
-        """No more to come: wait for what is on its way, up to `wait_s`."""
+    def close(self, wait_s: float, beat: Callable[[], None] = lambda: None) -> None:
+        """No more to come: wait for what is on its way, up to `wait_s`; `beat` is told now and then that this goes on."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join(wait_s)
+        until = time.monotonic() + wait_s
+        while self._thread.is_alive() and (left_s := until - time.monotonic()) > 0:
+            self._thread.join(min(left_s, _SLICE_S))
+            beat()
         if left := sorted(folder.name for folder in self.holds()):
             log.warning(
                 "%s: not at the mirror after %.0f s, which then has an older checkpoint", ", ".join(left), wait_s
@@ -69,6 +77,6 @@ class Uploads:
 
     def _next(self) -> Path | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._is_closed)
-            self._sending, self._waiting = self._waiting, None
+            self._changed.wait_for(lambda: bool(self._waiting) or self._is_closed)
+            self._sending = self._waiting.pop(0) if self._waiting else None
             return self._sending

@@ -83,9 +83,9 @@ class Follow:
         self._order, self._world = order, world
 
     def after(self, report: Report) -> None:
-        if report.skipped:  # a loss that is no number would spoil the shares
-            return
-        if self._order.observe(report.step, report.loss_of_domain):
+        # a loss that is no number would spoil the shares; the step counts all the same, they may be settled at it
+        loss_of_domain = {} if report.skipped else report.loss_of_domain
+        if self._order.observe(report.step, loss_of_domain):
             self._order.take_state(self._world.from_first(self._order.state()))
 
 

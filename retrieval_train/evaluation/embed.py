@@ -35,6 +35,14 @@ class Config(Section):
     """Processes of each rank that decode; 0 decodes between the forwards."""
 
 
+class NotFiniteVector(ValueError):
+    """The model makes no numbers of an image."""
+
+
+class NotJoined(OSError):
+    """The table of keys could not be written: raised on all ranks together."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What turns images into vectors: `prepare` in the worker processes, `embed` on the rank's device."""
@@ -90,7 +98,7 @@ def embed_mine(
     """Embed this rank's parts of `reader`, but for those that lie there already; how many images these were.
 
     Not collective. `shown` is told after each part how many images are done. Raises ValueError that names an image that
-    does not decode, and one whose vector is not finite.
+    does not decode, and NotFiniteVector that names one.
     """
     out.folder.mkdir(parents=True, exist_ok=True)
     missing = [part for part in out.mine(world) if not (out.file(part).is_file() and _keys_file(out, part).is_file())]
@@ -98,7 +106,9 @@ def embed_mine(
     for part, (keys, vectors_ND) in zip(missing, _embedded(source, reader, out, missing, world, config), strict=True):
         bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
         if len(bad):
-            raise ValueError(f"the vector of '{keys[bad[0]]}' is not finite; the model is broken or fp16 overflowed")
+            raise NotFiniteVector(
+                f"the vector of '{keys[bad[0]]}' is not finite; the model is broken or fp16 overflowed"
+            )
         _write_part(out, part, keys, vectors_ND)
         done += len(keys)
         shown(done)
@@ -106,12 +116,17 @@ def embed_mine(
 
 
 def join(embedded: Sequence[Embeddings], world: World) -> None:
-    """Wait until all ranks' parts are there, and write each folder's table of keys. Collective."""
+    """Wait until all ranks' parts are there, and write each folder's table of keys. Collective. Raises NotJoined."""
     world.barrier()
+    problem = ""
     if world.rank == 0:
-        for out in embedded:
-            _join_keys(out)
-    world.barrier()
+        try:
+            for out in embedded:
+                _join_keys(out)
+        except OSError as error:
+            problem = f"rank 0: {type(error).__name__}: {error}"
+    if problem := world.from_first(problem):  # the others wait here for the tables
+        raise NotJoined(problem)
 
 
 def _embedded(

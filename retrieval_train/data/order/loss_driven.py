@@ -53,7 +53,16 @@ class LossDriven(Dealt):
                 f"the checkpoint's loss-driven shares are of other domains ({state.get('components')}, here "
                 f"{self._names}); start a new run"
             )
-        self._shares, self._last = [list(shares) for shares in state["shares"]], dict(state["last"])
+        before, self._last = self._shares, dict(state["last"])
+        self._shares = [list(shares) for shares in state["shares"]]
+        # after a roll-back, periods that were settled are settled anew: what was made of them goes
+        common = zip(before, self._shares, strict=False)
+        same = next(
+            (period for period, (old, new) in enumerate(common) if old != new), min(len(before), len(self._shares))
+        )
+        for period in [period for period in self._deals if period >= same]:
+            del self._deals[period]
+        del self._begins[same + 1 :]  # that of a period is made of the shares before it
 
     def _numbers(self, step: int, row_R: Int) -> tuple[Int, Int]:
         some = self._dealt_at(step, row_R)
