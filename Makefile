@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_WORKERS ?= 2
 FAISS := $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo gpu; else echo cpu; fi)
 
 .PHONY: help install demo test test-long check format test-slurm clean
@@ -31,7 +32,7 @@ demo: install
 	@$(BIN)/python -m launcher.demo
 
 test: install
-	$(BIN)/python -m pytest --ignore tests/slurm
+	$(BIN)/python -m pytest --ignore tests/slurm -n $(TEST_WORKERS)
 
 test-long: install
 	KILLS=100 $(BIN)/python -m pytest tests/shards/test_stops.py -k killed_at_any_moment

@@ -71,6 +71,7 @@ def submit(options: argparse.Namespace, *, command: str) -> int:
         return _print_plan(plan, run)
     with folder.only_one_submits(run.path.parent):
         ticket = folder.active_ticket(run)
+        is_ours = ticket is None
         if ticket is not None:
             _refuse_while_active(options, run, ticket)
         elif run.state == "done" and not options.again:
@@ -83,7 +84,7 @@ def submit(options: argparse.Namespace, *, command: str) -> int:
             if options.print_command:
                 return _print_command(plan, run)
             ticket = _hand_over(plan, run)
-    return _follow(options, run, ticket)
+    return _follow(options, run, ticket, is_ours=is_ours)
 
 
 # --- from the command line to a plan
@@ -192,7 +193,8 @@ def _print_command(plan: Plan, run: RunDir) -> int:
 # --- after the submit
 
 
-def _follow(options: argparse.Namespace, run: RunDir, ticket: Ticket) -> int:
+def _follow(options: argparse.Namespace, run: RunDir, ticket: Ticket, *, is_ours: bool) -> int:
+    """Ctrl-C stops a run of this machine that this command started; any other one goes on."""
     wait = isinstance(ticket, LocalTicket) if options.wait is None else options.wait
     how = f"follow: {_status('logs', run)} -f\ncancel: {_status('cancel', run)}"
     print(f"run {watch.shown(run.path)} ({ticket.in_words()})", file=sys.stderr)
@@ -203,9 +205,22 @@ def _follow(options: argparse.Namespace, run: RunDir, ticket: Ticket) -> int:
     try:
         state = watch.follow(run, ticket)
     except KeyboardInterrupt:
-        print(f"\nthe run goes on: {watch.shown(run.path)} ({ticket.in_words()})\n{how}", file=sys.stderr)
-        return 130
+        if not (is_ours and isinstance(ticket, LocalTicket)):
+            print(f"\nthe run goes on: {watch.shown(run.path)} ({ticket.in_words()})\n{how}", file=sys.stderr)
+            return 130
+        state = _stop(run, ticket)
     return _say_how_it_ended(run, state, time.monotonic() - begun)
+
+
+def _stop(run: RunDir, ticket: LocalTicket) -> State:
+    """Ctrl-C: the run saves and stops; once more: it ends as it is."""
+    print(f"\n{watch.shown(run.path)} saves and stops; Ctrl-C once more ends it at once", file=sys.stderr)
+    ticket.cancel()
+    try:
+        return watch.follow(run, ticket)
+    except KeyboardInterrupt:
+        ticket.kill()
+        return tickets.settle(run, ticket)
 
 
 def _say_how_it_ended(run: RunDir, state: State, seconds: float) -> int:
@@ -216,6 +231,9 @@ def _say_how_it_ended(run: RunDir, state: State, seconds: float) -> int:
         print(
             f"{watch.shown(run.path)} saved and stopped (preempted); the same command goes on with it", file=sys.stderr
         )
+        return 1
+    if state != "failed":
+        print(f"{watch.shown(run.path)} was taken over by a newer submit, and is {state}", file=sys.stderr)
         return 1
     print(watch.failure(run), file=sys.stderr)
     return 1

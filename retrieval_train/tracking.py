@@ -46,7 +46,7 @@ class Tracker(Protocol):
 
     id: str | None
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None: ...
+    def write(self, step: int, numbers: Mapping[str, float | str]) -> None: ...
     def close(self, *, failed: bool = False) -> None: ...
 
 
@@ -55,7 +55,7 @@ class Silent:
 
     id: str | None = None
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float | str]) -> None:
         return None
 
     def close(self, *, failed: bool = False) -> None:
@@ -70,10 +70,11 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._lines = Lines(path)
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float | str]) -> None:
         finite = {
-            name: number if math.isfinite(number) else None for name, number in numbers.items()
-        }  # JSON has no NaN
+            name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+            for name, value in numbers.items()
+        }
         self._lines.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self, *, failed: bool = False) -> None:
@@ -107,7 +108,7 @@ class WandbRun:
         where = self._wandb_run.url or f"offline; to upload: wandb sync {Path(self._wandb_run.dir).parent}"
         log.info("W&B run %s (%s)", self.id, where)
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float | str]) -> None:
         if self._lost:
             return
         try:
@@ -130,7 +131,7 @@ class All:
         self._trackers = trackers
         self.id = next((tracker.id for tracker in trackers if tracker.id), None)
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float | str]) -> None:
         for tracker in self._trackers:
             tracker.write(step, numbers)
 

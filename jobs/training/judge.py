@@ -181,7 +181,7 @@ class Judge:
             try:
                 retrieval.embed(source, folder, world, self._config.embed, shown=partial(self._shown, show))
             except _Stopping:
-                problem = "it is to stop, the next start evaluates"
+                problem = "it is to stop; the next start does it"
             except NotFiniteVector as error:
                 problem = str(error)
             except OSError as error:
@@ -195,7 +195,7 @@ class Judge:
         except NotJoined as error:  # on all ranks
             problems = [str(error)]
         if problems:
-            log.warning("step %d: the evaluation is given up, the run goes on. %s", step, problems[0])
+            log.warning("step %d: the evaluation is given up; %s", step, problems[0])
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return scores
@@ -239,9 +239,9 @@ class Judge:
     # --- state
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """For the checkpoint, which is written while training goes on: a copy."""
         return {
-            "history": self._history,
+            "history": [*self._history],
             "best": self._best,
             "in_vain": self._in_vain,
             "put_off": self._is_put_off,

@@ -278,7 +278,7 @@ class Session:
             "order": self._loader.order.state(),
             "intake": self._intake.state(self.engine.step),
             "skipped": self._faults.skipped,
-            "roll_backs": self._faults.roll_backs,
+            "roll_backs": list(self._faults.roll_backs),
             "judge": self._judge.state() if self._judge else {},
             "config": self._described,
         }

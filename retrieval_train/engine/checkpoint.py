@@ -57,7 +57,7 @@ def _problem(folder: Path, name: str, wanted: str) -> str:
 
 
 def tell_fresh_moments(folder: Path, theirs: str, mine: str) -> None:
-    log.warning("%s was written by the optimizer %s, this is %s: its moments begin at zero", folder, theirs, mine)
+    log.warning("%s was written by another optimizer (%s, this is %s): its moments begin at zero", folder, theirs, mine)
 
 
 class Tensors:

@@ -49,7 +49,8 @@ class Report:
     backward_s: float
     update_s: float
     embed_s: float
-    """The part of `forward_s` in which no rank waits for another: this rank's own images through the embedder."""
+    """The part of `forward_s` that is this rank's own images through the embedder: no rank waits for another in it, but under
+    ZeRO 3, where weights come from all of them."""
     image_px: int
     """Side of the images."""
     loss_of_domain: dict[str, float] = field(default_factory=dict)
@@ -86,10 +87,6 @@ class Engine(Protocol):
 
         Ranks may embed different numbers of batches inside the block; its end is collective.
         """
-        ...
-
-    def trained_weights(self) -> dict[str, Tensor]:
-        """The embedder's trained tensors, whole and float32, on rank 0's CPU; else {}. Collective."""
         ...
 
     def replicated(self) -> Mapping[str, Tensor]:
@@ -130,7 +127,7 @@ class EngineConfig(Section):
         if self.compile:
             embedder.compile_blocks()  # type: ignore[operator]
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self, *, on_gpu: bool) -> dict[str, Any]:
         """What `memory.Load` wants to know of the engine."""
         return {}
 

@@ -1,4 +1,4 @@
-"""Go on from the newest checkpoint that is whole; those that turn out damaged are set aside, and nothing begins again unasked.
+"""Go on from the newest checkpoint that is whole; damaged ones are set aside, and nothing begins again unasked.
 
 checkpoints/damaged-step-XXXXXXXX    one that was set aside, for its user to look at; `.2` and so on where that is taken
 """

@@ -168,8 +168,8 @@ class Sharded:
             self._put_moment(parameter, kind, moment)
 
     def set_updates(self, updates: int) -> None:
-        for flat in self._stepped() if self._config.has_step else ():
-            self._optimizer.state[flat]["step"].fill_(float(updates))
+        for flat in self._stepped():
+            self._config.set_step(self._optimizer, flat, updates)
 
     def lr_of_group(self) -> dict[str, float]:
         return lr_of_group(self._optimizer)

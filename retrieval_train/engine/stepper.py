@@ -230,6 +230,7 @@ class Stepper:
             "step": self.step,
             "updates": self.updates,
             "optimizer": self.optimizer.name,
+            "moments": list(self.optimizer.moments),
             "loss_scale": loss_scale,
             "extra": extra,
         }
@@ -240,7 +241,11 @@ class Stepper:
         moments = checkpoint.Tensors(folder, "optimizer-*.safetensors")
         checkpoint.check_names(folder, weights.names(), set(self.half.trained))
         updates = int(state.get("updates", state["step"]))
-        if state.get("optimizer", self.optimizer.name) != self.optimizer.name:
+        theirs, mine = (
+            (state.get("optimizer"), state.get("moments")),
+            (self.optimizer.name, list(self.optimizer.moments)),
+        )
+        if None not in theirs and theirs != mine:
             checkpoint.tell_fresh_moments(folder, state["optimizer"], self.optimizer.name)
             updates = 0
         self.half.set_updates(updates)
@@ -272,14 +277,6 @@ class Stepper:
         finally:
             embedder.train()
             _put_buffers(embedder, own)
-
-    def trained_weights(self) -> dict[str, Tensor]:
-        wholes = {}
-        for name in self.half.trained:
-            whole = self.half.whole(name)
-            if self._world.rank == 0:
-                wholes[name] = whole.detach().float().cpu().clone()
-        return wholes
 
     def replicated(self) -> Mapping[str, Tensor]:
         return self.half.replicated()

@@ -37,10 +37,11 @@ class Stragglers:
         self._slowest, self._in_a_row, self._told_at = -1, 0, -TOLD_EVERY_S
 
     def note(self, own_s: float) -> None:
-        """What this rank took for one step, without waiting for other ranks: its data, forward and backward."""
+        """What this rank took for one step without waiting for other ranks: the wait for its rows, and its images through the
+        embedder (under ZeRO 3 other ranks' weights are waited for in it)."""
         self._own_s.append(own_s)
 
-    def agree(self) -> dict[str, float]:
+    def agree(self) -> dict[str, float | str]:
         """Figures over all ranks and the steps since the last call."""
         own = statistics.fmean(self._own_s) if self._own_s else 0.0
         self._own_s = []
@@ -54,6 +55,7 @@ class Stragglers:
             "own_mean_s": round(statistics.fmean(own_W), 4),
             "own_max_s": round(own_W[slowest], 4),
             "slowest_rank": slowest,
+            "slowest_host": self.hosts[slowest],
             "slowest_ratio": round(ratio, 3),
         }
 

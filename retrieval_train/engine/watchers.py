@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 RANKS_EVERY = 10  # steps between two looks at all ranks
 
-Figures = Callable[[Report], Mapping[str, float]]
+Figures = Callable[[Report], Mapping[str, float | str]]
 
 
 class Track:
@@ -47,7 +47,7 @@ class Track:
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
         is_due = report.step % RANKS_EVERY == 0 or report.step == self._num_steps
-        figures: dict[str, float] = {
+        figures: dict[str, float | str] = {
             "epoch": round(report.step / self._epoch_steps, 4),
             "images": report.step * report.images,
             "image_px": report.image_px,
@@ -69,7 +69,7 @@ class Track:
         }
         for more in (*self._of_step, *(self._of_ranks if is_due else ())):
             figures.update(more(report))
-        elapsed -= figures.get("evaluate_s", 0.0)
+        elapsed -= float(figures.get("evaluate_s", 0.0))
         figures["images_per_s"], figures["images_per_s_rank"] = (
             round(rows / elapsed, 2) for rows in (report.images, report.rows)
         )

@@ -38,7 +38,7 @@ class Offload(Section):
 class PlusPlus(Section):
     """ZeRO++ (Wang et al., 2023): less traffic between nodes under stage 3."""
 
-    ranks_with_all_weights: int = Field(default=1, ge=1)
+    ranks_with_all_weights: int = Field(default=1, ge=1, json_schema_extra=place())
     """Ranks that hold a second, whole copy of the weights together, for the backward: those of a node."""
     quantized_weights: bool = False
     """Weights travel in 8 bits. GPUs only."""
@@ -59,12 +59,12 @@ class Config(EngineConfig):
     bucket_mb: float = Field(default=200, gt=0, json_schema_extra=place())
     """Size of the buffers in which gradients and weights travel."""
     overlap: bool | None = Field(default=None, json_schema_extra=place())
-    """Gradients travel while the backward goes on; twice the buffers at stages 1 and 2. Null: on GPUs."""
+    """Gradients travel while the backward goes on; twice the buffers at stages 1 and 2. Null: where there are GPUs."""
     live_mb: float = Field(default=2000, ge=0, json_schema_extra=place())
     """Stage 3: gathered weights that may stay for their next use; 0 frees each after its use."""
     offload: Offload = Field(default=Offload(), json_schema_extra=place())
     """What is kept off the GPU."""
-    plus_plus: PlusPlus = Field(default=PlusPlus(), json_schema_extra=place())
+    plus_plus: PlusPlus = PlusPlus()
     """ZeRO++."""
 
     def problems(self) -> list[tuple[str, str]]:
@@ -92,14 +92,17 @@ class Config(EngineConfig):
         if "nvme" in (offload.optimizer, offload.weights) and offload.nvme is None:
             yield "offload.nvme", "is needed: a folder on a local disk of every node, as /scratch/$USER"
 
-    def memory(self) -> dict[str, Any]:
+    def overlaps(self, *, on_gpu: bool) -> bool:
+        return on_gpu if self.overlap is None else self.overlap
+
+    def memory(self, *, on_gpu: bool) -> dict[str, Any]:
         bucket_bytes = int(self.bucket_mb * 2**20)
         return {
             "stage": self.stage,
             "weight_bytes": 2 if self.weights == "bf16" else 4,
             "optimizer": self.offload.optimizer or "device",
             "weights": self.offload.weights or "device",
-            "bucket_bytes": bucket_bytes * (2 if self.overlap and self.stage in (1, 2) else 1),
+            "bucket_bytes": bucket_bytes * (2 if self.overlaps(on_gpu=on_gpu) and self.stage in (1, 2) else 1),
             "max_live": int(self.live_mb * 2**20 / 4),
         }
 
@@ -109,7 +112,7 @@ class Config(EngineConfig):
         zero: dict[str, Any] = {
             "stage": self.stage,
             "contiguous_gradients": True,
-            "overlap_comm": on_gpu if self.overlap is None else self.overlap,
+            "overlap_comm": self.overlaps(on_gpu=on_gpu),
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         }

@@ -71,10 +71,8 @@ class GlobalBatchNorm(_BatchNorm):
             mean_C = var_C = None
         elif self.training and _is_done_again():
             assert mean_C is not None and var_C is not None
-            mean_C, var_C = (
-                mean_C.clone(),
-                var_C.clone(),
-            )  # not None: the backward is to find as many tensors as it left
+            # not None: the backward wants as many tensors as the first forward left it
+            mean_C, var_C = mean_C.clone(), var_C.clone()
         elif self.training:
             factor = self._count()
         by_batch = self.training or mean_C is None

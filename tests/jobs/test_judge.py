@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from retrieval_train.engine.engine import Report
 from retrieval_train.engine.saving import Checkpoints
 from retrieval_train.engine.snapshot import Snapshot
 from retrieval_train.engine.stop import Stop
+from retrieval_train.evaluation import embed
 from retrieval_train.heads.centres import Head
 from retrieval_train.learner import Learner
 from retrieval_train.rundir import RunDir, read_json
@@ -251,6 +253,7 @@ def test_better_means_by_more_than_min_delta(tmp_path: Path, sets: Path) -> None
     done = start(Alone(), RunDir(tmp_path), config, {"every_steps": 1, "min_delta": 1.0})
     assert done.judge is not None and max(done.judge.curve[1]) > done.judge.curve[1][1]
     assert done.judge.state()["best"][0] == 1
+    assert done.judge.state()["history"] is not done.judge.state()["history"], "a copy: it is written later"
 
 
 def test_an_evaluation_that_a_preemption_cuts_short_is_made_up_for(tmp_path: Path, sets: Path) -> None:
@@ -263,6 +266,8 @@ def test_an_evaluation_that_a_preemption_cuts_short_is_made_up_for(tmp_path: Pat
     resumed = start(Alone(), run, config, judging)
     assert resumed.judge is not None and resumed.judge.state() == whole.judge.state()
     assert resumed.losses == whole.losses[3:]
+    made_up, last = resumed.figures[0], resumed.figures[-1]
+    assert made_up.keys() == last.keys() - {"evaluate_s"}, "it took no time of the step that tells of it"
 
 
 def test_a_best_step_that_cannot_be_saved_costs_no_run(
@@ -280,6 +285,68 @@ def test_a_best_step_that_cannot_be_saved_costs_no_run(
     done = start(Alone(), run, config, {"every_steps": 2})
     assert done.judge is not None and done.judge.state()["best"][0] == 4
     assert "step 2 is the best so far and cannot be kept" in caplog.text
+
+
+def troubled(world: World, root: Path, sets: Path) -> tuple[Any, list[int], str, list[str]]:
+    """One trouble an evaluation, each on one rank; how it ended, and what was said."""
+    now, said = [0], logging.Handler()
+    told: list[str] = []
+    said.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(judge.__name__).addHandler(said)
+    scores, vectors = Judge._scores, embed._embedded
+
+    def noting(self: Judge, step: int) -> Any:
+        now[0] = step
+        return scores(self, step)
+
+    def broken(*args: Any) -> Iterator[Any]:
+        for keys, vectors_ND in vectors(*args):
+            yield keys, vectors_ND * (float("nan") if (now[0], world.rank) == (3, 1) else 1)
+
+    def full_at(step: int, rank: int, act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*args: Any) -> Any:
+            if (now[0], world.rank) == (step, rank):
+                raise OSError(28, "No space left on device")
+            return act(*args)
+
+        return acting
+
+    Judge._scores, embed._embedded = noting, broken  # type: ignore[method-assign, assignment]
+    RunDir.set_best = full_at(1, 0, RunDir.set_best)  # type: ignore[method-assign]
+    embed._write_part = full_at(4, 1, embed._write_part)
+    embed._join_keys = full_at(5, 0, embed._join_keys)
+    config, judging = train_config(sets, {"name": "plain"}), {"every_steps": 1, "first": False}
+    done = start(world, RunDir(root), config, judging)
+    assert done.judge is not None and len(done.losses) == STEPS
+    assert done.judge.best == done.run.best_checkpoint()
+    told = [line for line in told if "given up" in line or "cannot" in line]
+    return done.judge.state(), done.judge.curve[0], done.ending, told
+
+
+def test_a_vector_that_is_no_number_and_a_full_disk_on_one_rank_cost_one_evaluation(tmp_path: Path, sets: Path) -> None:
+    first, second = run_ranks(troubled, 2, tmp_path, sets)
+    assert first == second, "the ranks agree"
+    state, steps, ending, (unnamed, broken, unwritten, unjoined) = first
+    assert (steps, ending) == ([1, 2, 6], "finished") and state["best"][0] in (2, 6)
+    assert "step 1 is the best so far and cannot be kept: cannot be named: OSError" in unnamed
+    assert broken.startswith("step 3: the evaluation is given up; rank 1: the vector of '")
+    assert unwritten.startswith("step 4: the evaluation is given up; rank 1: OSError: [Errno 28]")
+    assert unjoined.startswith("step 5: the evaluation is given up; rank 0: OSError: [Errno 28]")
+
+
+def test_a_step_that_is_a_fault_is_judged_only_when_it_is_the_last(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, after = {2: "loss", 4: "overflow", 6: "gradient"}, Judge.after
+    monkeypatch.setattr(
+        Judge, "after", lambda self, report: after(self, replace(report, skipped=faults.get(report.step, "")))
+    )
+    config, judging = train_config(sets, {"name": "plain"}), {"every_steps": 2, "first": False}
+    whole = start(Alone(), RunDir(tmp_path / "whole"), config, judging)
+    assert whole.judge is not None and whole.judge.curve[0] == [3, 4, 6], "the next good step in its place"
+    start(Alone(), RunDir(tmp_path / "cut"), config, judging, until=2)
+    resumed = start(Alone(), RunDir(tmp_path / "cut"), config, judging)
+    assert resumed.judge is not None and resumed.judge.state() == whole.judge.state()
 
 
 def test_a_best_step_that_is_gone_gives_way_to_the_next(

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -131,10 +132,23 @@ def test_a_rank_that_dies_without_a_word_ends_the_run(does: str, words: str, rep
     assert not processes.group_members(read_json(run.ticket)["pid"])
 
 
-def test_ctrl_c_leaves_the_run_going_which_the_same_command_follows_and_cancel_ends(repo: Repo) -> None:
-    command = ("launcher/submit.py", "config=noop.yaml", "does=wait")
-    child = repo.start(*command)
+def test_ctrl_c_stops_the_run_that_the_command_started(repo: Repo) -> None:
+    child = repo.start("launcher/submit.py", "config=noop.yaml", "does=wait")
     run = wait_for_progress(repo)
+    pid = read_json(run.ticket)["pid"]
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=30)
+    assert f"runs/{run.path.name} saves and stops; Ctrl-C once more ends it at once" in told
+    assert "cancelled; the same command goes on with it" in told
+    assert (child.returncode, processes.group_members(pid)) == (1, [])
+
+
+def test_ctrl_c_leaves_a_run_going_that_was_started_before_and_cancel_ends_it(repo: Repo) -> None:
+    command = ("launcher/submit.py", "config=noop.yaml", "does=wait")
+    assert repo.submit("--detach", "does=wait").code == 0
+    run = wait_for_progress(repo)
+    child = repo.start(*command)
+    time.sleep(2)
     child.send_signal(signal.SIGINT)
     _, told = child.communicate(timeout=20)
     pid = read_json(run.ticket)["pid"]

@@ -45,7 +45,8 @@ class LossDriven(Dealt):
         return True
 
     def state(self) -> dict[str, Any]:
-        return {"components": self._names, "shares": self._shares, "last": self._last}
+        """A copy: a checkpoint is written while training goes on."""
+        return {"components": self._names, "shares": [*self._shares], "last": dict(self._last)}
 
     def take_state(self, state: Mapping[str, Any]) -> None:
         if state.get("components") != self._names:

@@ -117,6 +117,34 @@ def test_counts_go_on_from_the_checkpoint_without_the_step_that_is_done_again(tm
         last.agree()
 
 
+def test_what_is_done_again_after_going_back_is_counted_once(tmp_path: Path) -> None:
+    watch, steps = intake(tmp_path), [batch(step, "ab" * 50, bad=5) for step in range(9)]
+    through(watch, steps[:4])
+    kept = watch.state(4)
+    through(watch, steps[4:], first=4)
+    watch.take_state(kept)
+    assert watch.state(4) == kept and watch.agree()["bad_samples"] == 20
+    through(watch, steps[4:6], first=4)
+    assert watch.state(5) == {"rows": 500, "bad": 25, "bad_of": {f"shapes/{row}.tar": 5 for row in range(5)}}
+
+
+def test_a_full_disk_loses_no_run_and_no_line_when_there_is_room_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad_file, steps = tmp_path / "bad/0.jsonl", [batch(step, "abc", bad=2) for step in range(3)]
+    bad_file.parent.mkdir()
+    bad_file.symlink_to("/dev/full")
+    watch = intake(tmp_path)
+    for step, _ in enumerate(watch.watched([[one] for one in steps], first=0)):
+        if step == 1:
+            bad_file.unlink()
+    assert [json.loads(line)["step"] for line in bad_file.read_text().splitlines()] == [0, 0, 1, 1, 2, 2]
+    bad_file.unlink()
+    bad_file.symlink_to("/dev/full")
+    through(watch, steps, first=3)
+    assert "no room for its last lines" in caplog.text and watch.state(6)["bad"] == 12
+
+
 def counted(world: World, folder: Path) -> dict[str, Any]:
     watch = intake(folder, world)
     watch.take_state({"rows": 1000, "bad": 5, "bad_of": {"shapes/0.tar": 5}})

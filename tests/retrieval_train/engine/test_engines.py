@@ -70,6 +70,12 @@ def micro_batches(step: int, accumulate: int, world: World) -> list[Batch]:
     return batches
 
 
+def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
+    """The embedder's trained tensors, as a checkpoint would have them. Collective."""
+    half = engine.half  # type: ignore[attr-defined]
+    return {name: half.whole(name).detach().clone() for name in half.trained}
+
+
 def save(engine: Engine, folder: Path, extra: dict[str, Any], world: World) -> None:
     """What `Checkpoints` does, at once."""
     if world.rank == 0:
@@ -92,13 +98,13 @@ def steps(engine: Engine, world: World, *, until: int, accumulate: int = 1) -> l
 
 def leave_a_poisoned_step_out(engine: Engine, world: World, *, accumulate: int) -> None:
     """A finite loss whose gradient is not: the step is counted, nothing is stepped, and the next one is as if without it."""
-    before = engine.trained_weights()
+    before = weights_of(engine)
     neck = engine.learner.embedder.neck  # type: ignore[attr-defined]
     poison = neck.register_full_backward_hook(lambda module, grads, outs: tuple(g * float("nan") for g in grads))
     report = engine.train_step(micro_batches(engine.step, accumulate, world))
     poison.remove()
     assert report.skipped == "gradient"
-    after = engine.trained_weights()
+    after = weights_of(engine)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -138,5 +144,5 @@ def test_all_stages_on_1_2_3_ranks_train_like_one_dense_process_and_load_each_ot
     for ranks in (1, 3, 2):
         for out in run_ranks(every_stage, ranks, tmp_path, sources, clip):
             for case, figures in out.items():
-                assert figures == [pytest.approx(f, rel=2e-5) for f in dense[-len(figures) :]], case
+                assert figures == [pytest.approx(f, rel=1e-5) for f in dense[-len(figures) :]], case
         sources += [f"w{ranks}-stage{stage}" for stage in ((0, 3) if ranks == 1 else (1, 2))]

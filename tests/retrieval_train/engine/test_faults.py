@@ -36,7 +36,7 @@ from retrieval_train.heads.centres import Head
 from retrieval_train.learner import Learner
 from retrieval_train.losses import softmax
 from retrieval_train.rundir import RunDir, read_json
-from retrieval_train.world import World
+from retrieval_train.world import Alone, World
 from tests.processes import ROOT, run_ranks
 from tests.retrieval_train.data.conftest import draw
 
@@ -327,6 +327,54 @@ def explain_weights(engine: Stepper, world: World, folder: Path) -> None:
 
 def test_a_second_look_names_rank_layer_and_samples_and_leaves_no_trace(tmp_path: Path) -> None:
     run_ranks(explained, 2, tmp_path)
+
+
+# --- noted down
+
+
+def faults_of(run: RunDir, world: World) -> tuple[Faults, Stepper]:
+    engine = engine_of(ENGINES[0], world)
+    return Faults(FaultsConfig(), engine, engine.learner, run, world), engine
+
+
+def leave_out(faults: Faults, engine: Stepper) -> None:
+    step = engine.step
+    with poisoned(engine, embedding, ranks=[0], world=Alone()):
+        for batches in faults.watched([micro_batches(step, Alone())]):
+            assert faults.after(engine.train_step(batches)) is None
+
+
+def test_a_full_disk_costs_a_note_and_neither_the_run_nor_the_lowered_rate(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.roll_backs.mkdir(parents=True)  # in the place of the files
+    run.faults.parent.write_text("in the way")
+    faults, engine = faults_of(run, Alone())
+    leave_out(faults, engine)
+    faults.roll_back(to_step=0, from_step=1)
+    assert (engine.lr_scale, faults.skipped, len(faults.roll_backs)) == (0.5, 1, 1)
+    run.roll_backs.rmdir()
+    run.faults.parent.unlink()
+    run.faults.mkdir(parents=True)
+    leave_out(faults, engine)
+    run.faults.rmdir()
+    leave_out(faults, engine)
+    assert [json.loads(line)["step"] for line in run.faults.read_text().splitlines()] == [1, 2]
+    faults.roll_back(to_step=0, from_step=3)
+    assert [json.loads(line)["from"] for line in run.roll_backs.read_text().splitlines()] == [1, 3]
+    assert engine.lr_scale == 0.25
+
+
+def test_a_run_without_its_files_takes_its_roll_backs_from_the_checkpoint(tmp_path: Path) -> None:
+    here, engine = faults_of(RunDir(tmp_path / "here"), Alone())
+    for step in (7, 8):
+        here.roll_back(to_step=5, from_step=step)
+    elsewhere, engine = faults_of(RunDir(tmp_path / "elsewhere"), Alone())
+    assert engine.lr_scale == 1
+    elsewhere.take_roll_backs(here.roll_backs)
+    assert (engine.lr_scale, elsewhere.roll_backs) == (0.25, here.roll_backs)
+    elsewhere.take_roll_backs(here.roll_backs[:1])  # an older checkpoint's, after going back to it
+    again, engine = faults_of(RunDir(tmp_path / "elsewhere"), Alone())
+    assert (engine.lr_scale, again.roll_backs) == (0.25, here.roll_backs)
 
 
 # --- gone back from

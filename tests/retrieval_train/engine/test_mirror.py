@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,18 @@ def test_the_newest_few_are_kept_and_those_of_a_future_that_was_left_are_not(
     assert sorted(path.name for path in there.iterdir()) == ["notes.txt", "step-00000020", "step-00000030"]
     mirror.put(checkpoint(tmp_path / "mine", 25))
     assert sorted(path.name for path in there.iterdir()) == ["notes.txt", "step-00000020", "step-00000025"]
+
+
+def test_the_best_stays_beside_the_newest_and_comes_back(tmp_path: Path, there: Path) -> None:
+    best = tmp_path / "mine/step-00000010"
+    mirror = Mirror(f"file://{there.parent}", "run", keep=1, best=lambda: best)
+    for step in (10, 20, 30):
+        mirror.put(checkpoint(tmp_path / "mine", step))
+    assert sorted(path.name for path in there.iterdir()) == ["step-00000010", "step-00000030"]
+    assert contents(mirror.bring(10, tmp_path / "other")) == contents(best)
+    best = tmp_path / "mine/step-00000040"
+    mirror.put(checkpoint(tmp_path / "mine", 40))
+    assert [path.name for path in there.iterdir()] == ["step-00000040"]
 
 
 @pytest.mark.parametrize("nth", range(len(FILES) + 2))
@@ -260,6 +274,21 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_waits_and_what_is_held_i
     assert (gated.newest() or (0,))[0] == 3
 
 
+def test_the_best_gives_way_to_a_better_one_only(tmp_path: Path, gated: Gated) -> None:
+    uploads = Uploads(gated)
+    folders = [checkpoint(tmp_path / "mine", step) for step in range(1, 7)]
+    uploads.submit(folders[0])
+    assert gated.came.acquire(timeout=20)
+    for folder, is_best in zip(folders[1:], (True, False, True, False, False), strict=True):
+        uploads.submit(folder)
+        if is_best:  # known when it is submitted or soon after
+            gated.best = partial(Path, folder)
+    assert uploads.holds() == {folders[0], folders[3], folders[5]}
+    gated.gate.release(3)
+    uploads.close(20)
+    assert gated.put_names == [folders[at].name for at in (0, 3, 5)]
+
+
 def test_a_folder_that_is_removed_while_it_waits_is_given_up_and_told(
     tmp_path: Path, there: Path, gated: Gated, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,12 +344,15 @@ def test_trouble_is_told_once_and_ends_when_it_works_again(
 
 
 def test_the_end_of_a_run_does_not_wait_longer_than_it_may(
-    tmp_path: Path, gated: Gated, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, gated: Gated, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads = Uploads(gated)
     uploads.submit(checkpoint(tmp_path / "mine", 1))
     assert gated.came.acquire(timeout=20)
-    uploads.close(0.05)
+    monkeypatch.setattr("retrieval_train.engine.uploads._SLICE_S", 0.01)
+    beats: list[float] = []
+    uploads.close(0.2, beat=lambda: beats.append(time.monotonic()))
+    assert len(beats) > 2, "a watchdog is told all the while that this is no hang"
     assert "step-00000001: not at the mirror" in caplog.text
     gated.gate.release()
     uploads.close(20)

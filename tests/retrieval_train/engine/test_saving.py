@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import logging
@@ -151,6 +152,39 @@ def test_the_clock_asks_for_one_more_between_the_regular_steps(run: RunDir, monk
     training.go(until=4)
     training.checkpoints.finish()
     assert there(run) == ["latest", "step-00000003"], "the clock begins anew with each"
+
+
+def test_the_clock_waits_a_whole_turn_after_a_failure_too(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, now = Training(run, every_steps=1000, every_minutes=10), time.monotonic
+    run.checkpoints.parent.mkdir(parents=True)
+    run.checkpoints.write_text("in the way")
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 601)
+    training.go(until=4)
+    assert training.checkpoints.num_failed == 1, "not a snapshot at every step for as long as the disk is full"
+
+
+def test_one_that_a_faulty_step_was_due_for_comes_with_the_next_good_step(run: RunDir) -> None:
+    training = Training(run, every_steps=2)
+    training.go(until=1)
+    for skipped in ("loss", "gradient", ""):
+        training._agreement.agree()
+        report = training.engine.train_step(micro_batches(training.engine.step, 1, training.world))
+        training.checkpoints.after(dataclasses.replace(report, skipped=skipped))
+    training.go(until=5)
+    training.checkpoints.finish()
+    assert there(run) == ["latest", "step-00000004"]
+
+
+def test_a_step_that_is_reached_again_after_going_back_past_it_is_saved_again(run: RunDir) -> None:
+    training = Training(run, every_steps=2)
+    training.go(until=4)
+    training.checkpoints.finish()
+    run.checkpoint(4).rename(run.path / "damaged")
+    training.engine.load(run.checkpoint(2))
+    training.checkpoints.went_back_to(run.checkpoint(2))
+    training.go(until=4)
+    training.checkpoints.finish()
+    assert step_of(run) == 4 and run.checkpoint(4).is_dir()
 
 
 @contextlib.contextmanager

@@ -257,6 +257,22 @@ def test_a_loss_driven_order_goes_on_exactly_from_its_state() -> None:
         build(mixed.Config(), sets(100), batch=10).take_state(order.state())
 
 
+def test_a_loss_driven_order_that_goes_back_is_one_that_was_never_further() -> None:
+    order, again = loss_driven(), loss_driven()
+    follow(order, 0, 50)
+    state = order.state()
+    follow(order, 50, 330)
+    assert len(state["shares"]) == 1 and len(order.state()["shares"]) == 4, "a state stays as it was"
+    for one in (order, again):
+        one.take_state(state)
+    for step in range(50, 520):
+        for one in (order, again):
+            one.observe(step + 1, {"set0": 2.0, "set1": 1.0})
+            one.take_state(one.state())  # as ranks that agree on it
+        went_back, never_further = (one.batch_rows(step) for one in (order, again))
+        assert all(map(np.array_equal, went_back, never_further)), step
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_loss_driven_groups_take_all_samples_equally_often(groups: int) -> None:
     config = grouped.Config(name="grouped", share="loss", every=128, groups=groups)
