@@ -19,7 +19,8 @@ def write_page(run: RunDir, *, judged: tuple[list[int], list[float]], metric: st
     curves += [page.curve({run.path.name: _points(lines, key)}, ylabel=y) for key, y in _SHOWN.items()]
     body = Markup("").join(curves)
     last = next((line["loss"] for line in reversed(lines) if line["loss"] is not None), float("nan"))
-    lead = f"{len(lines)} steps, {lines[-1]['images']:,} images; the last loss is {last:.4f}."
+    images = lines[-1]["images"] if lines else 0
+    lead = f"{len(lines)} steps, {images:,} images; the last loss is {last:.4f}."
     write_text(run.page, page.page(f"Training run {run.path.name}", lead=lead, sections=[page.Section("Curves", body)]))
 
 

@@ -107,11 +107,14 @@ def _statistics(x: Tensor, world: World) -> tuple[Tensor, Tensor, Tensor]:
     num = x.numel() // x.shape[1]
     assert num, "every rank has rows"
     over, along = _shapes(x)
-    mean_C = x.sum(over, dtype=torch.float32) / num
-    centred_C = (x - mean_C.view(along)).square_().sum(over)  # two passes: a fifth of the time of torch.var_mean
+    near_C = (
+        x.sum(over, dtype=torch.float32) / num
+    )  # the mean but for rounding, which is as large as a deviation near 0
+    centred = x - near_C.view(along)
+    off_C = centred.sum(over).double() / num
     # float64: float32 values have digits to spare in it, so squares of means do not eat up the variance
-    sum_C = mean_C.double() * num
-    total = world.sum(torch.cat([sum_C, centred_C + sum_C * mean_C, sum_C.new_full((1,), num)]))
+    mean_C, var_C = near_C.double() + off_C, centred.square_().sum(over).double() / num - off_C.square()
+    total = world.sum(torch.cat([mean_C * num, (var_C + mean_C.square()) * num, mean_C.new_full((1,), num)]))
     mean_C, square_C = (total[:-1] / total[-1]).chunk(2)
     return mean_C, (square_C - mean_C.square()).clamp(min=0), total[-1]
 

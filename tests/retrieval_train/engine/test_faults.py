@@ -359,7 +359,14 @@ def test_a_full_disk_costs_a_note_and_neither_the_run_nor_the_lowered_rate(tmp_p
     run.faults.rmdir()
     leave_out(faults, engine)
     assert [json.loads(line)["step"] for line in run.faults.read_text().splitlines()] == [1, 2]
+    run.faults.rename(run.path / "before")
+    run.faults.mkdir()
+    leave_out(faults, engine)
     faults.roll_back(to_step=0, from_step=3)
+    run.faults.rmdir()
+    leave_out(faults, engine)
+    lines = run.faults.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4], "nothing of what is done again"
     assert [json.loads(line)["from"] for line in run.roll_backs.read_text().splitlines()] == [1, 3]
     assert engine.lr_scale == 0.25
 
