@@ -32,7 +32,7 @@ demo: install
 	@$(BIN)/python -m launcher.demo
 
 test: install
-	$(BIN)/python -m pytest --ignore tests/slurm -n $(TEST_WORKERS)
+	$(BIN)/python -m pytest --ignore tests/slurm -n $(TEST_WORKERS) --dist loadgroup
 
 test-long: install
 	KILLS=100 $(BIN)/python -m pytest tests/shards/test_stops.py -k killed_at_any_moment

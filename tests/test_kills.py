@@ -26,6 +26,7 @@ from launcher.processes import group_members
 from retrieval_train.rundir import RunDir, read_json
 from tests.retrieval_train.data.conftest import draw
 
+pytestmark = pytest.mark.xdist_group("kills")  # what its fixture makes takes long
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, STAGES, NEAR = 30, (0, 1, 2, 3), 1e-4
 TRAIN = """

@@ -15,6 +15,7 @@ import pytest
 
 from tests.retrieval_train.data.conftest import draw
 
+pytestmark = pytest.mark.xdist_group("stream")  # what its fixture makes takes long
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, RANKS, WORKERS = 40, (1, 2, 3, 1), (1, 2, 1, 0)
 TRAIN = """

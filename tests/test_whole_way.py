@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+pytestmark = pytest.mark.xdist_group("whole way")  # what its fixture makes takes long
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
 job: train
