@@ -137,7 +137,6 @@ class Checkpoints:
     def finish(self) -> None:
         """Wait until the one on its way is whole, or given up."""
         if self._writing is not None:
-            self._writing.thread.join()
             self._settle()
 
     def save(self) -> None:
@@ -151,7 +150,7 @@ class Checkpoints:
             )
 
     def _settle(self) -> None:
-        """All ranks' threads are done: seal the folder, or give it up. No barrier but the two exchanges of words."""
+        """When all ranks' threads are done: seal the folder, or give it up. No barrier but the two exchanges of words."""
         writing, self._writing = self._writing, None
         assert writing is not None, "called when one is on its way"
         writing.thread.join()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from retrieval_train.engine.loss_scale import LossScale
 from retrieval_train.engine.snapshot import Host, Snapshot, mean_buffers
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from retrieval_train.data.batch import Batch
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
@@ -186,7 +186,7 @@ class Stepper:
     def _copy_buffers(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self._buffers]
 
-    def _put_buffers(self, values: list[Tensor]) -> None:
+    def _put_buffers(self, values: Iterable[Tensor]) -> None:
         for buffer, value in zip(self._buffers, values, strict=True):
             buffer.copy_(value)
 
@@ -267,27 +267,21 @@ class Stepper:
     @contextmanager
     def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """As an export of this step would embed: with the mean of the ranks' running statistics."""
-        embedder = self.learner.embedder
-        own = {name: buffer.clone() for name, buffer in checkpoint.persistent_buffers(embedder).items()}
-        _put_buffers(embedder, mean_buffers(embedder, self._world))
+        embedder, own = self.learner.embedder, self._copy_buffers()
+        self._put_buffers(mean_buffers(embedder, self._world).values())
         embedder.eval()
         try:
             with self.half.embedding() as embed:
                 yield embed
         finally:
             embedder.train()
-            _put_buffers(embedder, own)
+            self._put_buffers(own)
 
     def replicated(self) -> Mapping[str, Tensor]:
         return self.half.replicated()
 
     def close(self) -> None:
         self.half.close()
-
-
-def _put_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        module.get_buffer(name).copy_(value)
 
 
 class Timer:

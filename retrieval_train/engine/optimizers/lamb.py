@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from retrieval_train.engine.optimizers.optimizer import Beta, Group, OptimizerConfig
+from retrieval_train.engine.optimizers.adaptive import AdaptiveConfig
+from retrieval_train.engine.optimizers.optimizer import Group
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class Config(OptimizerConfig):
+class Config(AdaptiveConfig):
     """LAMB. What does not decay steps as in Adam, the class centres too: their tensors differ with the number of ranks."""
 
     name: Literal["lamb"] = "lamb"
     """The optimizer."""
     weight_decay: float = Field(default=0.01, gt=0)
     """Decay of matrices, which are what is scaled: more than 0. Biases, norms and class centres have none."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay of the two moments."""
     eps: float = Field(default=1e-6, gt=0)
     """Added to the denominator."""
 
-    @property
-    def moments(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
+    has_step: ClassVar[bool] = False  # timm counts by group
 
     def problem(self, engine: str, stage: int | None) -> str | None:
         if stage:
@@ -47,6 +44,6 @@ class Config(OptimizerConfig):
     def set_step(self, optimizer: torch.optim.Optimizer, tensor: Tensor, step: int) -> None:
         import torch
 
-        for group in optimizer.param_groups:  # timm counts by group
+        for group in optimizer.param_groups:
             if any(tensor is one for one in group["params"]):
                 group["step"] = torch.tensor(float(step), dtype=torch.float32)
