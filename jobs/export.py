@@ -75,7 +75,8 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     weights = Tensors(checkpoint, "model.safetensors")
     with torch.no_grad():
         for name in weights.names():
-            trained[name].copy_(weights[name])
+            if not name.startswith("layers."):  # of losses
+                trained[name].copy_(weights[name])
     read_buffers(checkpoint, embedder)
     if config.lora:
         lora.merge(embedder)
@@ -88,5 +89,6 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     facts = {"run": config.run.name, "step": state["step"], "classes": len(names)}
     with written_aside(export) as folder:
         exported.save(folder, embedder, card, facts)
-        exported.save_centres(folder, names, centre_CKD)
+        if names:
+            exported.save_centres(folder, names, centre_CKD)
     log.info("exported %s", export)

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field
+
 from jobs.job import JobConfig
+from jobs.training import objective
 from jobs.training.judge import Config as Judge
+from jobs.training.objective import AnyHead, AnyLoss, Aux, AuxName
 from jobs.training.origin import Origin
 from retrieval_train.choice import Chosen
 from retrieval_train.config import LinkedPath, Section
@@ -21,8 +25,6 @@ from retrieval_train.engine.optimizers.adamw import Config as AdamW
 from retrieval_train.engine.optimizers.optimizer import AnyOptimizer
 from retrieval_train.engine.saving import CheckpointConfig
 from retrieval_train.engine.schedule import ScheduleConfig
-from retrieval_train.heads.rule import RuleConfig
-from retrieval_train.losses.loss import LossConfig
 from retrieval_train.losses.softmax import Config as Softmax
 from retrieval_train.models.backbones.backbone import BackboneConfig
 from retrieval_train.models.lora import Config as Lora
@@ -58,10 +60,12 @@ class Config(JobConfig):
     """Features -> embedding."""
     lora: Lora | None = None
     """Adapters in a frozen backbone; null trains the whole backbone."""
-    head: Annotated[RuleConfig, Chosen("retrieval_train.heads")]
-    """Embedding -> logits: the margin rule over class centres."""
-    loss: Annotated[LossConfig, Chosen("retrieval_train.losses")] = Softmax()
-    """Logits -> one number."""
+    head: AnyHead | None
+    """Embedding -> logits: the margin rule over class centres; null where the loss compares with none."""
+    loss: AnyLoss = Softmax()
+    """Logits or embeddings -> one number."""
+    aux: dict[AuxName, Aux] = Field(default={})
+    """Losses in parallel, by a name of your choice."""
     data: DataConfig
     """Which images."""
     engine: Annotated[EngineConfig, Chosen("retrieval_train.engine")]
@@ -94,10 +98,7 @@ class Config(JobConfig):
             found += [(f"evaluate.{key}", text) for key, text in self.evaluate.problems(self.shards_root)]
         found += [(f"backbone.{key}", text) for key, text in self.backbone.problems()]
         found += self._size_problems()
-        for key in ("strong", "unlabelled"):
-            if getattr(self.data, key) is not None:
-                text = f"the loss '{self.loss.name}' takes one view of labelled images only; leave it out"
-                found.append((f"data.{key}", text))
+        found += objective.problems(self)
         if self.init and not (self.init.model / "model.json").is_file():
             found.append(("init.model", f"{self.init.model} is no export: it has no model.json; train that run first"))
         if self.origin and not found:  # it compares what the config's paths lead to
@@ -181,8 +182,6 @@ def build(config: Config, run: RunDir, world: World) -> Parts:
     """Fresh weights, or those of `init`. Collective."""
     from jobs.training.figures import tell_machine
     from retrieval_train.data.loader import build_loader
-    from retrieval_train.heads.centres import Head
-    from retrieval_train.learner import Learner
     from retrieval_train.models import exported, lora
     from retrieval_train.models.backbones.backbone import check_sizes
     from retrieval_train.models.batch_norm import sync_batch_norm
@@ -191,7 +190,6 @@ def build(config: Config, run: RunDir, world: World) -> Parts:
         be_deterministic()
     tell_machine(world)
     embedder = fresh_embedder(config).to(world.device)
-    sync_batch_norm(embedder, world)
     loader = build_loader(
         config.data,
         config.shards_root,
@@ -207,10 +205,11 @@ def build(config: Config, run: RunDir, world: World) -> Parts:
     check_sets(loader.sets, run)
     lora.check_alive(embedder, image_px=config.backbone.image_px)
     check_sizes(embedder, [stretch.px for stretch in config.data.resolutions])
-    head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
-    if config.init:
-        head.take(exported.read_centres(config.init.model))
-    return Parts(embedder, loader, Learner(embedder, head, config.loss, world, loader.labels.domains))
+    learner = objective.build(config, embedder, loader.labels, world)
+    sync_batch_norm(embedder, world)
+    if config.init and learner.head is not None:
+        learner.head.take(exported.read_centres(config.init.model))
+    return Parts(embedder, loader, learner)
 
 
 def be_deterministic() -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 from jobs.job import JobConfig
 from launcher import snapshot
 from launcher import ticket as tickets
+from launcher.cluster import REPO
 from launcher.plan import Plan
+from launcher.snapshot import Code
 from launcher.ticket import Ticket
 from retrieval_train import config as configs
 from retrieval_train.rundir import RunDir, write_json, write_text
@@ -87,12 +89,17 @@ def _refuse_a_run_by_hand(run: RunDir) -> None:
         raise ValueError(f"{run.path} seems to run, started by hand: it wrote {age_s:.0f} s ago; end it first, or wait")
 
 
-def prepare(run: RunDir, config: JobConfig, plan: Plan, *, command: str, refresh_code: bool) -> None:
-    """Everything that the job needs before it starts. `state` comes last but for the link: until then it is no run."""
+def prepare(
+    run: RunDir, config: JobConfig, plan: Plan, *, command: str, refresh_code: bool, code: Code | None = None
+) -> None:
+    """Everything that the job needs before it starts. `state` comes last but for the link: until then it is no run.
+
+    `code`: what is copied into the run; None is the working tree.
+    """
     if refresh_code or not run.code.is_dir():
-        snapshot.take(run.code)
+        snapshot.take(run.code, source=code.folder if code else REPO)
     about = {"schema": 1, **plan.as_dict(), "command": command, "cwd": str(Path.cwd())}
-    write_json(run.plan, about | snapshot.provenance())
+    write_json(run.plan, about | (code.provenance if code else snapshot.provenance()))
     write_text(run.config, configs.dump(config))
     for stale in (run.error, run.progress, run.ticket):
         stale.unlink(missing_ok=True)

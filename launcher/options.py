@@ -13,12 +13,15 @@ def parse(argv: list[str], *, about: str | None) -> argparse.Namespace:
     """The command line; exits with 2 and one line when it cannot be read."""
     parser = _Parser(
         prog="python launcher/submit.py",
-        usage="%(prog)s [options] config=FILE [key=value ...]",
+        usage="%(prog)s [options] {config=FILE | --sweep FILE} [key=value | key=a,b ...]",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config=FILE, and values that differ from it")
+    parser.add_argument(
+        "--sweep", metavar="FILE", help="a sweep's file instead of config=FILE: many runs; docs/sweeps.md"
+    )
     where = parser.add_argument_group("where it runs")
     where.add_argument(
         "--cluster", help="local, slurm or another of configs/cluster/, or a file; default: what answers"

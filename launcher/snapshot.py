@@ -12,6 +12,9 @@ import platform
 import shutil
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,29 @@ _TOLD = (
 )
 
 
-def take(target: Path) -> None:
-    """Copy the packages and configs of the working tree to `target`, replacing what was there."""
+@dataclass(frozen=True)
+class Code:
+    """Packages and configs as they were at one moment, and where they come from."""
+
+    folder: Path
+    provenance: dict[str, Any]
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Code]:
+    """The working tree as it is now, kept until the block ends: runs that start hours later execute the same code."""
+    with tempfile.TemporaryDirectory(prefix="code-") as name:
+        take(Path(name) / "code")
+        yield Code(Path(name) / "code", provenance())
+
+
+def take(target: Path, *, source: Path = REPO) -> None:
+    """Copy the packages and configs of the working tree (or `source`) to `target`, replacing what was there."""
     leave_out = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
     with written_aside(target) as aside:
         for name in _COPIED:
-            if (REPO / name).is_dir():
-                shutil.copytree(REPO / name, aside / name, ignore=leave_out)
+            if (source / name).is_dir():
+                shutil.copytree(source / name, aside / name, ignore=leave_out)
 
 
 def provenance() -> dict[str, Any]:

@@ -6,6 +6,7 @@ examples:
   python launcher/status.py cancel runs/demo-1a2b3c4d
   python launcher/status.py seen demo glyphs/a-01      the steps that trained on an image
   python launcher/status.py seen demo --step 120       the images that a step trained on
+  python launcher/status.py sweep configs/sweep/margin.yaml      a table of its points: means over seeds
 
 A RUN is a run folder or, below --runs-root, the name of one or of its newest run.
 """
@@ -21,6 +22,7 @@ if __name__ == "__main__":  # started as a file: imports begin at the repo, not 
 import argparse
 import difflib
 import time
+from typing import Any
 
 from launcher import folder, watch
 from launcher import ticket as tickets
@@ -46,7 +48,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python launcher/status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(required=True, metavar="{runs,logs,cancel,seen}")
+    verbs = parser.add_subparsers(required=True, metavar="{runs,logs,cancel,seen,sweep}")
     runs = verbs.add_parser("runs", parents=[shared], help="a table of all runs")
     runs.set_defaults(do=_runs)
     logs = verbs.add_parser("logs", parents=[shared], help="what a rank wrote")
@@ -63,7 +65,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     asked.add_argument("key", metavar="KEY", nargs="?", help="key of a sample: <domain>/<name>")
     asked.add_argument("--step", type=int, help="as metrics.jsonl counts: from 1")
     seen.set_defaults(do=_seen)
+    _add_sweep(verbs)
     return parser.parse_args(argv)
+
+
+def _add_sweep(verbs: Any) -> None:
+    table = verbs.add_parser("sweep", help="a table of a sweep's points")
+    table.add_argument("sweep", metavar="FILE", help="as in submit: a sweep's file, or a config with key=a,b")
+    table.add_argument("overrides", nargs="*", metavar="key=value", help="as in submit")
+    table.add_argument("--metric", action="append", metavar="NAME", help="of report.json; default: mMP@5 and R@1")
+    table.add_argument("--scope", default="merged", help="merged, or a domain")
+    how = table.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="with every run and its numbers")
+    how.add_argument("--markdown", action="store_true")
+    table.set_defaults(do=_sweep)
 
 
 # --- runs
@@ -165,6 +180,23 @@ def _seen(options: argparse.Namespace) -> int:
         seen.show_step(run, options.step)
     else:
         seen.show_key(run, options.key)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from launcher import points, sweep_table
+
+    found = points.find(options.sweep, options.overrides, is_named=False)
+    if found is None:
+        raise ValueError(f"{options.sweep} is no sweep: give a file with grid, zip or points, or values as key=a,b")
+    metrics = options.metric or ["mMP@5", "R@1"]
+    results = sweep_table.look(found, metrics, scope=options.scope)
+    if options.json:
+        print(sweep_table.as_json(found, results, metrics, scope=options.scope))
+    elif options.markdown:
+        print(sweep_table.as_markdown(found, results, metrics, scope=options.scope))
+    else:
+        sweep_table.show(found, results, metrics, scope=options.scope)
     return 0
 
 

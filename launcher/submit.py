@@ -8,6 +8,8 @@ examples:
   python launcher/submit.py --time 60 --sbatch constraint=a100 config=configs/train/demo.yaml
   python launcher/submit.py --continue-from runs/demo --force-config config=configs/train/demo.yaml \\
       run.name=longer length.epochs=30
+  python launcher/submit.py config=configs/train/demo.yaml head.margin=0.2,0.3 seed=0,1,2       a sweep: 2 x 3 runs
+  python launcher/submit.py --sweep configs/sweep/margin.yaml seed=0                 the sweep of a file; --dry-run lists it
 
 The same command again goes on with the same run: it follows one that is active, resumes one that stopped or failed, and
 leaves one that is done alone. Exit codes: 0 done (or handed over), 1 the job failed or stopped, 2 a mistake to correct,
@@ -23,27 +25,16 @@ if __name__ == "__main__":  # started as a file: imports begin at the repo, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import contextlib
 import shlex
-import signal
-import time
-from collections.abc import Iterator
-from types import FrameType
 
 from jobs import job
-from jobs.job import JobConfig
 from jobs.training import origin
-from launcher import cluster as clusters
-from launcher import executors, folder, watch
+from launcher import executors, points, submission
 from launcher import options as options_of
-from launcher import ticket as tickets
-from launcher.cluster import Cluster, Node
-from launcher.launch import Launch
-from launcher.plan import Plan, There, describe, make, torchrun_lines
-from launcher.ticket import LocalTicket, Ticket
+from launcher.plan import Plan, describe, torchrun_lines
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
-from retrieval_train.rundir import RunDir, State
+from retrieval_train.rundir import RunDir
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,124 +52,42 @@ def main(argv: list[str] | None = None) -> int:
 
 def submit(options: argparse.Namespace, *, command: str) -> int:
     """One command line from config to exit code. Raises ValueError for what its user has to correct."""
-    config, run = _read(options)
+    file, overrides = _what(options)
+    sweep = points.find(file, overrides, is_named=options.sweep is not None)
+    if sweep is not None:
+        from launcher import sweep_run
+
+        return sweep_run.submit(options, sweep, command=command)
+    config = job.check(configs.read(Path(file), overrides=overrides), where=file)
     if changes := origin.told(config):
         print(changes, file=sys.stderr)
-    plan = _plan(options, config, run)
-    link = folder.link_of(config)
-    _refuse_own_link(options, link)
+    one = submission.ready(options, submission.find_place(options), config)
     if options.dry_run:
-        return _print_plan(plan, run)
-    with folder.only_one_submits(run.path.parent):
-        ticket = folder.active_ticket(run)
-        is_ours = ticket is None
-        if ticket is not None:
-            _refuse_while_active(options, run, ticket)
-        elif run.state == "done" and not options.again:
-            return _say_done(run)
-        else:
-            if options.again and run.state:
-                print(f"the old run is kept as {watch.shown(folder.move_aside(run))}", file=sys.stderr)
-            folder.prepare(run, config, plan, command=command, refresh_code=options.refresh_code)
-            folder.point(link, run)
-            if options.print_command:
-                return _print_command(plan, run)
-            ticket = _hand_over(plan, run)
-    return _follow(options, run, ticket, is_ours=is_ours)
+        return _print_plan(one.plan, one.run)
+    ticket, is_ours = submission.start(options, one, command=command)
+    if ticket is not None:
+        return submission.follow(options, one.run, ticket, is_ours=is_ours).code
+    return _print_command(one.plan, one.run) if is_ours else submission.say_done(one.run)
 
 
-# --- from the command line to a plan
-
-
-def _read(options: argparse.Namespace) -> tuple[JobConfig, RunDir]:
+def _what(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The one file of the command line, and the `key=value`s that change it."""
     overrides = options_of.overrides(options)
     files = [item.partition("=")[2] for item in overrides if item.startswith("config=")]
     rest = [item for item in overrides if not item.startswith("config=")]
+    given = [f"config={file}" for file in files]
+    if options.sweep is not None:
+        files, given = [*files, options.sweep], [*given, f"--sweep {options.sweep}"]
     if len(files) != 1 or not files[0]:
-        given = " ".join(f"config={file}" for file in files) or "is required and missing"
-        raise ConfigError("command line", [("config", f"{given}; give one file, as config=configs/train/demo.yaml")])
-    config = job.check(configs.read(Path(files[0]), overrides=rest), where=files[0])
-    return config, RunDir(Path.cwd() / job.run_folder(config).path)
-
-
-def _refuse_own_link(options: argparse.Namespace, link: Path) -> None:
-    """Once the link leads to the new run, the same command would begin another one from that."""
-    if options.continue_from is not None and Path(options.continue_from).absolute() == link.absolute():
-        run = watch.shown(link.resolve())
-        problem = f"{options.continue_from} will lead to the new run, of the same name; say {run}, or another run.name"
-        raise ConfigError("command line", [("--continue-from", problem)])
-
-
-def _plan(options: argparse.Namespace, config: JobConfig, run: RunDir) -> Plan:
-    by_hand = options.print_command
-    no_slurm = None if options.cluster == "local" or by_hand else clusters.why_no_slurm()
-    name = options.cluster or ("local" if no_slurm or by_hand else "slurm")
-    cluster = clusters.load(name)
-    is_local = cluster.scheduler == "local" or by_hand
-    node = clusters.this_machine() if is_local else _slurm_node(cluster, options, no_slurm)
-    there = There(cluster=name, node=node, no_slurm=no_slurm)
-    request, device = options_of.request(options), config.run.device
-    return make(request, cluster, there, job=config.job, device=device, run_dir=run.path, by_hand=by_hand)
-
-
-def _slurm_node(cluster: Cluster, options: argparse.Namespace, no_slurm: str | None) -> Node:
-    """A node of the partition. Raises ConfigError where no SLURM answers."""
-    asked = f"--cluster {options.cluster or 'slurm'}"
-    if no_slurm:
-        problem = f"there is no SLURM here ({no_slurm}); --cluster local runs on this machine"
-        raise ConfigError("command line", [(asked, problem)])
-    try:
-        return clusters.partition_node(options.partition or cluster.partition)
-    except clusters.NoAnswer as error:
-        raise ConfigError("command line", [(asked, f"SLURM does not say what its nodes have: {error}")]) from error
+        told = " ".join(given) or "is required and missing"
+        raise ConfigError("command line", [("config", f"{told}; give one file, as config=configs/train/demo.yaml")])
+    return files[0], rest
 
 
 def _print_plan(plan: Plan, run: RunDir) -> int:
     sbatch = executors.sbatch_text(plan, run) if plan.scheduler == "slurm" else None
     print(describe(plan, state=run.state, command=executors.rank_command(run), sbatch=sbatch))
     return 0
-
-
-# --- the submit
-
-
-def _refuse_while_active(options: argparse.Namespace, run: RunDir, ticket: Ticket) -> None:
-    given = [name for name in ("again", "refresh_code", "print_command") if getattr(options, name)]
-    if given:
-        option = f"--{given[0].replace('_', '-')}"
-        raise ValueError(
-            f"{option}: {watch.shown(run.path)} is active ({ticket.in_words()}); first {_status('cancel', run)}"
-        )
-    print(f"active already, {run.state}:", file=sys.stderr)
-
-
-def _hand_over(plan: Plan, run: RunDir) -> Ticket:
-    run.set_state("queued")  # before it starts: from then on the state is the job's
-    with _ctrl_c_waits():
-        try:
-            ticket = executors.submit(plan, run, Launch(plan.job, str(run.path)))
-        except BaseException:
-            run.set_state("planned")
-            raise
-        tickets.write(run, ticket)
-    return ticket
-
-
-@contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """A run that was started must not be forgotten: Ctrl-C takes effect after its ticket is written."""
-    caught: list[int] = []
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    before = signal.signal(signal.SIGINT, catch)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
 
 
 def _print_command(plan: Plan, run: RunDir) -> int:
@@ -188,67 +97,6 @@ def _print_command(plan: Plan, run: RunDir) -> int:
     for line in torchrun_lines(plan, code=run.code, torchrun=str(torchrun) if torchrun.exists() else "torchrun"):
         print(line)
     return 0
-
-
-# --- after the submit
-
-
-def _follow(options: argparse.Namespace, run: RunDir, ticket: Ticket, *, is_ours: bool) -> int:
-    """Ctrl-C stops a run of this machine that this command started; any other one goes on."""
-    wait = isinstance(ticket, LocalTicket) if options.wait is None else options.wait
-    how = f"follow: {_status('logs', run)} -f\ncancel: {_status('cancel', run)}"
-    print(f"run {watch.shown(run.path)} ({ticket.in_words()})", file=sys.stderr)
-    if not wait:
-        print(how, file=sys.stderr)
-        return 0
-    begun = time.monotonic()
-    try:
-        state = watch.follow(run, ticket)
-    except KeyboardInterrupt:
-        if not (is_ours and isinstance(ticket, LocalTicket)):
-            print(f"\nthe run goes on: {watch.shown(run.path)} ({ticket.in_words()})\n{how}", file=sys.stderr)
-            return 130
-        state = _stop(run, ticket)
-    return _say_how_it_ended(run, state, time.monotonic() - begun)
-
-
-def _stop(run: RunDir, ticket: LocalTicket) -> State:
-    """Ctrl-C: the run saves and stops; once more: it ends as it is."""
-    print(f"\n{watch.shown(run.path)} saves and stops; Ctrl-C once more ends it at once", file=sys.stderr)
-    ticket.cancel()
-    try:
-        return watch.follow(run, ticket)
-    except KeyboardInterrupt:
-        ticket.kill()
-        return tickets.settle(run, ticket)
-
-
-def _say_how_it_ended(run: RunDir, state: State, seconds: float) -> int:
-    if state == "done":
-        print(f"done in {seconds:.0f} s: {watch.shown(run.path)}{watch.results(run)}")
-        return 0
-    if state == "preempted":
-        print(
-            f"{watch.shown(run.path)} saved and stopped (preempted); the same command goes on with it", file=sys.stderr
-        )
-        return 1
-    if state != "failed":
-        print(f"{watch.shown(run.path)} was taken over by a newer submit, and is {state}", file=sys.stderr)
-        return 1
-    print(watch.failure(run), file=sys.stderr)
-    return 1
-
-
-def _say_done(run: RunDir) -> int:
-    print(
-        f"done already: {watch.shown(run.path)}; --again runs it from the start and keeps this one{watch.results(run)}"
-    )
-    return 0
-
-
-def _status(verb: str, run: RunDir) -> str:
-    script = watch.shown(Path(__file__).resolve().with_name("status.py"))
-    return f"python {shlex.quote(script)} {verb} {shlex.quote(watch.shown(run.path))}"
 
 
 if __name__ == "__main__":

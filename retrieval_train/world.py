@@ -56,6 +56,10 @@ class World(Protocol):
 
     def barrier(self) -> None: ...
 
+    def split(self, size: int) -> tuple[World, World]:
+        """(the `size` neighbouring ranks that I am one of, the ranks at my place in all such groups)."""
+        ...
+
 
 class Alone:
     """One process: every collective is the identity."""
@@ -87,24 +91,44 @@ class Alone:
     def barrier(self) -> None:
         return None
 
+    def split(self, size: int) -> tuple[World, World]:
+        return self, self
+
 
 class Group:
-    """The ranks of torch.distributed's default process group."""
+    """Ranks of torch.distributed: all of them, or those of `members`, a process group."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.rank = torch.distributed.get_rank()
-        self.size = torch.distributed.get_world_size()
+    def __init__(self, device: torch.device, members: Any = None) -> None:
+        self._members = members
+        self.rank = torch.distributed.get_rank(members)
+        self.size = torch.distributed.get_world_size(members)
         self.device = device
+
+    def split(self, size: int) -> tuple[World, World]:
+        """(the `size` neighbouring ranks that I am one of, the ranks at my place in all such groups). Collective.
+
+        Raises ValueError where `size` does not divide the ranks.
+        """
+        if self.size % size:
+            raise ValueError(f"{self.size} ranks cannot be split into groups of {size}; start as many on every node")
+        inner = [list(range(first, first + size)) for first in range(0, self.size, size)]
+        outer = [list(range(place, self.size, size)) for place in range(size)]
+        made = [[torch.distributed.new_group(ranks) for ranks in groups] for groups in (inner, outer)]
+        return Group(self.device, made[0][self.rank // size]), Group(self.device, made[1][self.rank % size])
 
     def sum(self, x: Tensor) -> Tensor:
         out = x.clone()
-        torch.distributed.all_reduce(out, op=torch.distributed.ReduceOp.SUM)
+        torch.distributed.all_reduce(out, op=torch.distributed.ReduceOp.SUM, group=self._members)
         return out
 
     def max(self, x: Tensor) -> Tensor:
         out = x.clone()
-        torch.distributed.all_reduce(out, op=torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(out, op=torch.distributed.ReduceOp.MAX, group=self._members)
         return out
+
+    def all_gather(self, parts: list[Tensor], mine: Tensor) -> None:
+        """Fill `parts`, one of each rank, all of the shape of `mine`."""
+        torch.distributed.all_gather(parts, mine, group=self._members)
 
     def gather(self, x: Tensor, counts: list[int] | None = None) -> Tensor:
         counts = counts if counts is not None else self.every(len(x))
@@ -117,13 +141,13 @@ class Group:
 
     def from_first(self, value: T) -> T:
         box: list[Any] = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        torch.distributed.broadcast_object_list(box, group_src=0, group=self._members, device=self.device)
         first: T = box[0]
         return first
 
     def every(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value, group=self._members)
         return values
 
     def barrier(self) -> None:
@@ -140,7 +164,7 @@ class _Gather(torch.autograd.Function):
         padded = x.new_zeros((max(counts), *x.shape[1:]))
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in counts]
-        torch.distributed.all_gather(parts, padded)
+        group.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod

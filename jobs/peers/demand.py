@@ -116,10 +116,9 @@ def _build(config: TrainConfig, world: World, seed: int) -> tuple[Engine, list[B
     from contextlib import closing
 
     from jobs.train import fresh_embedder
+    from jobs.training import objective
     from retrieval_train.data.loader import build_loader
     from retrieval_train.engine.plain import Config as Plain
-    from retrieval_train.heads.centres import Head
-    from retrieval_train.learner import Learner
 
     data, px = config.data.model_copy(update={"workers": 0}), config.backbone.image_px
     accumulate = config.engine.accumulate
@@ -127,8 +126,7 @@ def _build(config: TrainConfig, world: World, seed: int) -> tuple[Engine, list[B
     with closing(loader.draws(0, 1)) as draws:
         batches = [batch.to(world.device) for batch in next(draws)]
     embedder = fresh_embedder(config).to(world.device)
-    head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=seed)
-    learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
+    learner = objective.build(config, embedder, loader.labels, world)
     given = config.engine
     engine = Plain(precision=given.precision, clip_norm=given.clip_norm, accumulate=len(batches))
     schedule = config.schedule.build(1000, epoch_steps=loader.epoch_steps, batch=config.data.batch)

@@ -34,10 +34,11 @@ class Speed:
         self._peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
     def of_step(self, report: Report) -> dict[str, float]:
-        centre_CKD = self._learner.head.centre_CKD
-        classes, sub_centres, dim = centre_CKD.shape
         flops = self._flops_of_px[report.image_px].training * report.rows
-        flops += head_flops(rows=report.images, classes=classes, sub_centres=sub_centres, dim=dim)
+        for head in self._learner.heads.values():
+            classes, sub_centres, dim = head.centre_CKD.shape
+            share = head.rule.sample_rate
+            flops += share * head_flops(rows=report.images, classes=classes, sub_centres=sub_centres, dim=dim)
         elapsed_s = report.step_s + report.wait_s
         used = utilisation(flops, elapsed_s, self._peak)
         return {"tflops_rank": round(flops / elapsed_s / 1e12, 4)} | ({} if used is None else {"mfu": round(used, 4)})
@@ -58,13 +59,14 @@ def peak_bytes(device: torch.device) -> float:
 def load_of(config: Config, learner: Learner) -> Load:
     """What is asked of each rank's memory. Call it before the engine wraps the embedder."""
     engine, parameters = config.engine, list(learner.embedder.parameters())
-    sub_centres, dim = learner.head.centre_CKD.shape[1:]
+    head = learner.head
+    sub_centres, dim = head.centre_CKD.shape[1:] if head is not None else (1, 0)
     return Load(
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         ranks=learner.world.size,
         moments=len(config.optimizer.moments),
-        classes=learner.head.num_classes,
+        classes=head.num_classes if head is not None else 0,
         sub_centres=sub_centres,
         dim=dim,
         rows=config.data.batch,

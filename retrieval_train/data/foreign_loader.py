@@ -81,8 +81,8 @@ class ForeignLoader(Loader):
 
 
 def foreign_labels(classes: ClassList) -> Labels:
-    """The classes in the file's order. How many images each has is not known: 0."""
-    return Labels(classes.names, np.zeros(len(classes.names), np.int64), (), classes.domains)
+    """The classes in the file's order. How many images each has is not known."""
+    return Labels(classes.names, None, (), classes.domains)
 
 
 def tell(config: ForeignConfig, world: World, workers: int) -> None:
@@ -163,7 +163,7 @@ class ForeignWorker(Worker):
             try:
                 image_CHW = decode(found.image, key=found.key, min_side=min_side)
                 rows.decode_s += time.perf_counter() - between
-                rows.add(found.key, image_CHW, label=found.class_id, domain=domain)
+                rows.add(found.key, image_CHW, labels=(found.class_id,), domain=domain)
                 self.bad_in_a_row = 0
                 return True
             except ValueError as error:

@@ -19,18 +19,26 @@ class Labels:
 
     names: tuple[str, ...]
     """Name of each class id, sorted: the same for the same sets in any order."""
-    counts_C: NDArray[np.int64]
-    """Training images of each class."""
+    counts_C: NDArray[np.int64] | None
+    """Training images of each class in all sets, whatever their weights; one with several labels counts for each of them.
+    None: nobody knows (foreign tars)."""
     joint_of: tuple[NDArray[np.int64], ...]
     """For each set: its class id -> the joint id, -1 for a class without training images."""
     domains: tuple[str, ...] = ()
     """The domains of all sets, sorted."""
     joint_domain_of: tuple[NDArray[np.int64], ...] = ()
     """For each set: position in its domains -> position in `domains`."""
+    has_several: bool = False
+    """Whether the images of any of the sets have several labels each."""
 
     def joint(self, number: int, label_N: Any) -> Any:
         """Joint class ids of samples of set `number`, -1 for those without a label; of one sample or of many."""
         return self._joint_or_none[number][label_N]
+
+    def joint_each(self, number: int, ids: Sequence[int]) -> tuple[int, ...]:
+        """Joint class ids of one sample of set `number`, ascending: joint ids need not follow the set's own."""
+        joint = self.joint_of[number]
+        return (int(joint[ids[0]]),) if len(ids) == 1 else tuple(sorted(joint[list(ids)].tolist()))
 
     @cached_property
     def _joint_or_none(self) -> list[NDArray[np.int64]]:
@@ -51,4 +59,5 @@ def join(manifests: Sequence[Manifest]) -> Labels:
     domains = tuple(sorted({domain for manifest in manifests for domain in manifest.domains}))
     domain_maps = tuple(np.array([domains.index(name) for name in m.domains], np.int64) for m in manifests)
     counts_C = np.array([counts[name] for name in names], np.int64)
-    return Labels(names, counts_C, tuple(maps), domains, domain_maps)
+    has_several = any(manifest.is_multi_label for manifest in manifests)
+    return Labels(names, counts_C, tuple(maps), domains, domain_maps, has_several)

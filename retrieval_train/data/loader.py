@@ -201,8 +201,11 @@ class Loader:
                 views = [buffers.take(shape).permute(0, 3, 1, 2) for _ in image_VRCHW]
             for view_NCHW, image_RCHW in zip(views, image_VRCHW, strict=True):
                 view_NCHW[cut].copy_(image_RCHW)
-        label_N = torch.tensor([label for chunk in chunks for label in chunk.label_R])
+        labels_N = [labels for chunk in chunks for labels in chunk.labels_R]
+        label_N = torch.tensor([labels[0] if labels else -1 for labels in labels_N])
         domain_N = torch.tensor([domain for chunk in chunks for domain in chunk.domain_R])
+        has_pairs = self.streams[part.stream].is_labelled and self.streams[part.stream].labels.has_several
+        pairs_2P = _pairs(labels_N).to(device) if has_pairs else (None, None)
         image_NCHW, *strong = (view_NCHW.to(device, non_blocking=True) for view_NCHW in views)
         return Batch(
             image_NCHW,
@@ -211,6 +214,8 @@ class Loader:
             weight=sum(part.counts) / self.streams[part.stream].order.batch,
             domain_N=domain_N.to(device),
             strong_NCHW=strong[0] if strong else None,
+            pair_row_P=pairs_2P[0],
+            pair_class_P=pairs_2P[1],
             read_s=sum(chunk.read_s for chunk in chunks),
             decode_s=sum(chunk.decode_s for chunk in chunks),
             row_N=tuple(part.row_N.tolist()),
@@ -231,6 +236,14 @@ class Loader:
         rows = max(self._chunk_rows(part) for part in parts)
         image_px = self.config.largest_px(self.image_px)
         return Ring(slots, rows=rows, image_px=image_px, views=max(s.looks.num_views for s in self.streams))
+
+
+def _pairs(labels_N: Sequence[tuple[int, ...]]) -> Tensor:
+    """(row, class id) of every label of every row, int64 (2, P)."""
+    import torch
+
+    pairs = [(row, label) for row, labels in enumerate(labels_N) for label in labels]
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T.contiguous()
 
 
 def _samples(task: Task) -> list[tuple[int, int, int, int]]:

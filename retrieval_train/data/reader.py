@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_train.data.several import LabelError, LabelLists, read_lists, refuse_foreign
 from retrieval_train.data.store.local import LocalStore
 from retrieval_train.data.store.store import Store, StoreError
 from shards.manifest import SIDECAR, Manifest, Sample, Shard, ShardError, key_hash, parse_sample, span_of, spans_of
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 64 * 2**20  # of sidecars, kept in memory: 1.6 million samples
+Kept = TypeVar("Kept", NDArray[np.void], LabelLists)
+Made = TypeVar("Made")
+
+MOST_BYTES = 64 * 2**20  # of sidecars and labels, kept in memory: 1.6 million samples with a label each
 
 
 class Row(NamedTuple):
@@ -31,7 +36,7 @@ class Row(NamedTuple):
     entry: np.void
     """SIDECAR."""
     label: int
-    """The set's own class id, -1 for none."""
+    """The set's own class id, -1 for none or where images have several: `Reader.labels_of` knows those."""
     domain: int
     """Position in the manifest's domains."""
 
@@ -47,7 +52,7 @@ class Reader:
         self.manifest = manifest
         self.shards = tuple(shards)
         self.store: Store = store or LocalStore(manifest.folder)
-        self._kept: OrderedDict[int, NDArray[np.void]] = OrderedDict()
+        self._kept: OrderedDict[int | str, NDArray[np.void] | LabelLists] = OrderedDict()
         self._kept_bytes = 0
         self._starts = np.cumsum([0, *(shard.samples for shard in shards)])
 
@@ -62,8 +67,23 @@ class Reader:
         return self.shards[0].split if self.shards else "train"
 
     def labels(self) -> NDArray[Any]:
-        """int32 (N,): the set's own class id of every sample, -1 for none."""
-        return self._column("label")
+        """int32 (N,): the set's own class id of every sample, the least where it has several, -1 for none."""
+        if not self.manifest.is_multi_label:
+            return self._column("label")
+        return np.concatenate([np.empty(0, np.int32), *(self._open_lists(shard).first_N for shard in self.shards)])
+
+    def label_pairs(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(sample, the set's own class id) of every label of every sample, int64 and int32 (K,), by sample."""
+        if not self.manifest.is_multi_label:
+            label_N = self.labels()
+            here = np.flatnonzero(label_N >= 0)
+            return here, label_N[here]
+        samples, labels = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+        for shard, start in zip(self.shards, self._starts.tolist(), strict=False):
+            lists = self._open_lists(shard)
+            samples.append(lists.sample_K + start)
+            labels.append(lists.label_K)
+        return np.concatenate(samples), np.concatenate(labels)
 
     def domains(self) -> NDArray[Any]:
         """uint16 (N,): position of every sample's domain in the manifest's domains."""
@@ -81,8 +101,19 @@ class Reader:
         return Row(self.shards[which], at, entry, int(entry["label"]), int(entry["domain"]))
 
     def label(self, number: int) -> int:
-        """The set's own class id, -1 for none."""
-        return self.row(number).label
+        """The set's own class id, the least where it has several, -1 for none."""
+        return next(iter(self.labels_of(self.row(number))), -1)
+
+    def labels_of(self, row: Row) -> tuple[int, ...]:
+        """The set's own class ids of a sample, ascending. Raises as `row` does, and LabelError."""
+        if not self.manifest.is_multi_label:
+            return (row.label,) if row.label >= 0 else ()
+        lists = self._kept.get(row.shard.labels)
+        if lists is None:
+            lists = self._keep(row.shard.labels, self._open_lists(row.shard))
+        self._kept.move_to_end(row.shard.labels)
+        assert isinstance(lists, LabelLists)
+        return lists.of(row.at)
 
     def read(self, number: int) -> Sample:
         """Raises ShardError that names the tar when its bytes are not what the sidecar says, and StoreError when they
@@ -102,16 +133,19 @@ class Reader:
     def check(self, row: Row, meta: Mapping[str, Any], *, is_labelled: bool) -> None:
         """Raises ShardError where a sample's json is of another domain or, for labelled ones, another class than the
         sidecar says."""
-        stated = [self.manifest.domains[row.domain]]
-        found = [meta.get("domain")]
-        if is_labelled and row.label >= 0:
+        domain, said = self.manifest.domains[row.domain], meta.get("domain")
+        stated: list[tuple[Any, ...]] = [(domain,)]
+        found = stated
+        if ids := self.labels_of(row) if is_labelled else ():
             classes = self.manifest.classes
-            stated += [classes.domains[row.label], classes.labels[row.label]]
-            found += [meta.get("domain"), meta.get("label", classes.labels[row.label])]
-        if stated != found:
+            stated = [(classes.domains[one], classes.labels[one]) for one in ids]
+            labels = meta.get("labels", [meta.get("label", stated[0][1])])
+            found = [(said, label) for label in labels] if isinstance(labels, list) else []
+        if said != domain or sorted(stated, key=repr) != sorted(found, key=repr):
+            told = ", ".join("/".join(map(repr, names)) for names in stated)
             raise ShardError(
-                f"{row.shard.file}: the json of row {row.at} says domain {meta.get('domain')!r} and label "
-                f"{meta.get('label')!r}, its sidecar {'/'.join(map(repr, stated[-2:]))}; run `shards check` on the set"
+                f"{row.shard.file}: the json of row {row.at} says domain {said!r} and label "
+                f"{meta.get('labels', meta.get('label'))!r}, its sidecar {told}; run `shards check` on the set"
             )
 
     def ahead(self, first: int, count: int) -> None:
@@ -167,38 +201,51 @@ class Reader:
     def _rows(self, which: int) -> NDArray[np.void]:
         """The sidecar of a shard, in memory: mapped files would take a file descriptor each."""
         rows = self._kept.get(which)
-        if rows is not None:
-            self._kept.move_to_end(which)
-            return rows
-        rows = np.frombuffer(self._open(which).tobytes(), SIDECAR)  # numpy would copy field by field
-        self._kept[which] = rows
-        self._kept_bytes += rows.nbytes
+        if rows is None:
+            rows = self._keep(which, np.frombuffer(self._open(which).tobytes(), SIDECAR))  # numpy would copy by field
+        self._kept.move_to_end(which)
+        return cast("NDArray[np.void]", rows)
+
+    def _keep(self, name: int | str, made: Kept) -> Kept:
+        """Makes room by what was used longest ago."""
+        self._kept[name] = made
+        self._kept_bytes += made.nbytes
         while self._kept_bytes > MOST_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-        return rows
+        return made
 
     def _open(self, which: int) -> NDArray[np.void]:
         """The sidecar of a shard, mapped while it is looked at."""
         shard = self.shards[which]
-        try:
-            rows: NDArray[np.void] = self.manifest.sidecar(shard)
-        except ShardError as error:
-            if isinstance(error.__cause__, OSError):  # a file that is not there, or may not be read, or not now
-                raise StoreError(str(error)) from error
-            raise
-        classes = self.manifest.__dict__.get("classes")  # where they have been read
-        label_N, domain_N = rows["label"], rows["domain"]
-        is_known = classes is None or label_N.max(initial=-1) < len(classes)
-        if not is_known or label_N.min(initial=-1) < -1 or domain_N.max(initial=0) >= len(self.manifest.domains):
+        rows: NDArray[np.void] = _told(self.manifest.sidecar, shard)
+        if (domain := rows["domain"].max(initial=0)) >= len(self.manifest.domains):
             raise ShardError(
-                f"{shard.sidecar}: class ids from {label_N.min()} to {label_N.max()} and domains up to {domain_N.max()}, "
-                f"but the set has {len(self.manifest.classes)} classes and {len(self.manifest.domains)} domains; the set "
-                "is damaged, make it again"
+                f"{shard.sidecar}: domains up to {domain}, but the set has {len(self.manifest.domains)} domains; the set is "
+                "damaged, make it again"
+            )
+        refuse_foreign(self.manifest, shard, shard.sidecar, rows["label"])
+        if self.manifest.is_multi_label and (rows["label"] >= 0).any():
+            raise LabelError(
+                f"{self.manifest.name}/{shard.sidecar}: row {int((rows['label'] >= 0).argmax())} has a label, but the "
+                f"images of this set have several, all in {shard.labels}; run `shards check` on the set"
             )
         return rows
+
+    def _open_lists(self, shard: Shard) -> LabelLists:
+        return _told(partial(read_lists, self.manifest), shard)
 
     def _column(self, name: str) -> NDArray[Any]:
         column_N = np.empty(len(self), SIDECAR[name])
         for which, start in enumerate(self._starts[:-1].tolist()):
             column_N[start : start + self.shards[which].samples] = self._open(which)[name]
         return column_N
+
+
+def _told(read: Callable[[Shard], Made], shard: Shard) -> Made:
+    """What `read` gives; StoreError where a file is not there, or may not be read, or not now."""
+    try:
+        return read(shard)
+    except ShardError as error:
+        if isinstance(error.__cause__, OSError):
+            raise StoreError(str(error)) from error
+        raise

@@ -23,6 +23,7 @@ from retrieval_train.data.order.order import Order
 from retrieval_train.data.order.permutation import Int, Word
 from retrieval_train.data.reader import Reader, Row
 from retrieval_train.data.ring import Ring
+from retrieval_train.data.several import LabelError
 from retrieval_train.data.store.store import StoreError
 from shards.manifest import Sample, ShardError
 
@@ -57,7 +58,8 @@ class Chunk:
     number: int
     """Of the task."""
     image_px: int
-    label_R: tuple[int, ...]
+    labels_R: tuple[tuple[int, ...], ...]
+    """Class ids of each row, ascending; () for a row without a label."""
     domain_R: tuple[int, ...]
     key_R: tuple[str, ...]
     bad: tuple[Bad, ...]
@@ -65,7 +67,7 @@ class Chunk:
     decode_s: float
 
     def __len__(self) -> int:
-        return len(self.label_R)
+        return len(self.labels_R)
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,18 @@ class Rows:
         self.bad: list[Bad] = []
         self.read_s = self.decode_s = 0.0
         self._task, self._stream, self._image_VRCHW = task, stream, image_VRCHW
-        self._labels: list[int] = []
+        self._labels: list[tuple[int, ...]] = []
         self._domain_R: list[int] = []
         self._keys: list[str] = []
 
-    def add(self, key: str, image_CHW: Tensor, *, label: int, domain: int) -> None:
+    def add(self, key: str, image_CHW: Tensor, *, labels: tuple[int, ...], domain: int) -> None:
         """The next row; its image as decoded."""
         started, row = time.perf_counter(), len(self._keys)
         name, seed = self._stream.labels.domains[domain], int(self._task.seed_R[row])
         views = self._stream.looks.views(image_CHW, self._task.image_px, domain=name, seed=seed)
         for place_RCHW, view_CHW in zip(self._image_VRCHW, views, strict=True):
             place_RCHW[row].copy_(view_CHW)
-        self._labels.append(label)
+        self._labels.append(labels)
         self._domain_R.append(domain)
         self._keys.append(key)
         self.decode_s += time.perf_counter() - started
@@ -153,8 +155,8 @@ class Worker:
                 try:
                     self._add(rows, task, stream, number, sample, seed)
                     break
-                except StoreError:  # another run would read it: which samples are trained on depends on no such thing
-                    raise
+                except (StoreError, LabelError):  # the machine or a whole shard is at fault: no sample, so none is
+                    raise  # replaced, and which are trained on does not depend on it
                 except ValueError as error:
                     reader = stream.readers[number]
                     shard, place = reader.place(sample)
@@ -169,28 +171,28 @@ class Worker:
 
     def _add(self, rows: Rows, task: Task, stream: Stream, number: int, sample: int, seed: int) -> None:
         """Raises ValueError where the sample is damaged or does not decode, StoreError where it cannot be had now."""
-        reader, labels = stream.readers[number], stream.labels
+        reader, names = stream.readers[number], stream.labels
         started = time.perf_counter()
         known = reader.row(sample)
-        domain = int(labels.joint_domain_of[number][known.domain])
-        label = int(labels.joint(number, known.label)) if stream.is_labelled else -1
+        domain = int(names.joint_domain_of[number][known.domain])
+        labels = names.joint_each(number, reader.labels_of(known)) if stream.is_labelled else ()
         cache = stream.caches[number] if stream.caches else None
         if cache is not None and (kept := cache.get(sample)) is not None:
             key = read_sample(reader, known, stream).key if stream.keeps_keys else ""
             image_CHW = torch.from_numpy(kept.copy()).permute(2, 0, 1)
             rows.read_s += time.perf_counter() - started
-            return rows.add(key, image_CHW, label=label, domain=domain)
+            return rows.add(key, image_CHW, labels=labels, domain=domain)
         read = read_sample(reader, known, stream)
         between = time.perf_counter()
         min_side: MinSide = stream.looks.min_side(stream.cache_px)
         if cache is None:
-            min_side = stream.looks.min_side_for(task.image_px, domain=labels.domains[domain], seed=seed)
+            min_side = stream.looks.min_side_for(task.image_px, domain=names.domains[domain], seed=seed)
         image_CHW = decode(read.image, key=read.key, min_side=min_side)
         if cache is not None:
             cache.put(sample, image_CHW.permute(1, 2, 0).numpy(), self.number)
         rows.read_s += between - started
         rows.decode_s += time.perf_counter() - between
-        return rows.add(read.key, image_CHW, label=label, domain=domain)
+        return rows.add(read.key, image_CHW, labels=labels, domain=domain)
 
 
 def read_sample(reader: Reader, known: Row, stream: Stream) -> Sample:

@@ -1,7 +1,13 @@
-"""Steps and stores the class centres of this rank: the half of a step that is sharded by class and not ZeRO's."""
+"""Steps and stores the class centres of this rank: the half of a step that is sharded by class and not ZeRO's.
+
+Every head has a table and an optimizer. Where classes are sampled, a step touches their rows and their moments only: they
+are taken out of the table, stepped as a small tensor and put back, so that it costs what the sample costs.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,66 +18,150 @@ from retrieval_train.engine import checkpoint
 from retrieval_train.engine.params import set_lr, squared_norm
 from retrieval_train.engine.state_file import CheckpointError
 from retrieval_train.heads.centres import Head
-from retrieval_train.world import World
 
 if TYPE_CHECKING:
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
+
+log = logging.getLogger(__name__)
 
 
 class CentreStep:
     """Every rank owns its rows, so nothing is averaged; only the norm is summed over the ranks."""
 
-    def __init__(self, head: Head, optimizer: OptimizerConfig, world: World) -> None:
-        self._head = head
-        self._world = world
-        self._config = optimizer
-        self._optimizer = optimizer.build([optimizer.head_group(head)])
-        optimizer.make_state(self._optimizer, head.centre_CKD, step=0, moments=None)
+    def __init__(self, heads: Mapping[str, Head], optimizer: OptimizerConfig) -> None:
+        self._tables = {name: Table(head, optimizer) for name, head in heads.items()}
+        self._lr = optimizer.head_lr or optimizer.lr
 
     @property
     def lr(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
+        return next((float(table.optimizer.param_groups[0]["lr"]) for table in self._tables.values()), 0.0)
 
     def squared_norm(self, *, scale: float = 1.0) -> Tensor:
         """The sum of squared gradients over all ranks' centres, after they were divided by `scale`. Collective."""
-        for parameter in self._head.parameters():
-            if parameter.grad is not None and scale != 1.0:
-                parameter.grad.div_(scale)
-        mine = squared_norm(parameter.grad for parameter in self._head.parameters())
-        return self._world.sum(mine.to(self._world.device))
+        total = torch.zeros(())
+        for table in self._tables.values():
+            mine = table.collect(scale)
+            total = total + table.head.world.sum(mine.to(table.head.world.device)).to(total)
+        return total
 
     def step(self, *, lr_factor: float, clip_factor: float) -> None:
-        set_lr(self._optimizer, lr_factor)
-        for parameter in self._head.parameters():
-            if parameter.grad is not None and clip_factor != 1:
-                parameter.grad.mul_(clip_factor)
-        self._optimizer.step()
+        for table in self._tables.values():
+            table.step(lr_factor=lr_factor, clip_factor=clip_factor)
         self.forget()
 
     def forget(self) -> None:
         """Drop the gradients: this step is left out."""
-        self._optimizer.zero_grad(set_to_none=True)
+        for table in self._tables.values():
+            table.forget()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The centres of this rank and their moments, for a checkpoint."""
-        centre = self._head.centre_CKD
-        kept = self._optimizer.state[centre]
-        return {"centre": centre.detach()} | {kind: kept[kind] for kind in self._config.moments}
+        """The centres of this rank and their moments, for a checkpoint; nothing where another node has the same."""
+        found: dict[str, Tensor] = {}
+        for name, table in self._tables.items():
+            if table.head.nodes is None or table.head.nodes.rank == 0:
+                found |= {f"{name}.{kind}".lstrip("."): tensor for kind, tensor in table.tensors().items()}
+        return found
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the rows of `tensors`."""
+        return next((table.head.class_names for table in self._tables.values()), []) if self.tensors() else []
 
     def load(self, folder: Path, *, updates: int) -> None:
         """Take this rank's classes from whichever parts hold them. Raises CheckpointError for a class in none."""
-        names = self._head.class_names
+        if not self._tables:
+            return
+        names = next(iter(self._tables.values())).head.class_names
         found = checkpoint.read_centres(folder, names)
-        lacking = self._head.take(found.get("centre", {}))
+        for prefix, table in self._tables.items():
+            start = f"{prefix}." if prefix else ""
+            mine = {kind[len(start) :]: rows for kind, rows in found.items() if kind.startswith(start)}
+            table.load(folder, mine, updates=updates)
+
+
+class Table:
+    """The centres of one head under an optimizer."""
+
+    def __init__(self, head: Head, config: OptimizerConfig) -> None:
+        self.head, self._config = head, config
+        self.optimizer = config.build([config.head_group(head)])
+        config.make_state(self.optimizer, head.centre_CKD, step=0, moments=None)
+        self._row_R: Tensor | None = None
+        self._leaf: Tensor = head.centre_CKD
+        """What has this step's gradient: the whole table, or its sampled rows."""
+
+    def collect(self, scale: float) -> Tensor:
+        """Bring the micro-batches' gradients together, over `scale`; the sum of their squares on this rank."""
+        head = self.head
+        self._row_R, self._leaf = _merged(head.sampled) if head.sampled else (None, head.centre_CKD)
+        head.sampled = []
+        grad = self._leaf.grad
+        if grad is not None and head.nodes is not None:  # never with sampled rows: nodes would have sampled others
+            grad = self._leaf.grad = head.nodes.sum(grad)
+        if grad is not None and scale != 1.0:
+            grad.div_(scale)
+        return squared_norm([grad])
+
+    def step(self, *, lr_factor: float, clip_factor: float) -> None:
+        set_lr(self.optimizer, lr_factor)
+        if self._leaf.grad is not None and clip_factor != 1:
+            self._leaf.grad.mul_(clip_factor)
+        if self._row_R is None:
+            self.optimizer.step()
+        else:
+            self._step_rows(self._row_R)
+
+    def _step_rows(self, row_R: Tensor) -> None:
+        centre, leaf, optimizer = self.head.centre_CKD, self._leaf, self.optimizer
+        whole = optimizer.state.pop(centre)
+        optimizer.state[leaf] = dict(whole) | {kind: whole[kind][row_R] for kind in self._config.moments}
+        optimizer.param_groups[0]["params"] = [leaf]
+        optimizer.step()
+        stepped = optimizer.state.pop(leaf)
+        for kind in self._config.moments:
+            whole[kind][row_R] = stepped.pop(kind)
+        optimizer.param_groups[0]["params"] = [centre]
+        optimizer.state[centre] = stepped | {kind: whole[kind] for kind in self._config.moments}
+        with torch.no_grad():
+            centre[row_R] = leaf
+
+    def forget(self) -> None:
+        self.head.sampled = []
+        self._row_R, self._leaf = None, self.head.centre_CKD
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        centre = self.head.centre_CKD
+        kept = self.optimizer.state[centre]
+        return {"centre": centre.detach()} | {kind: kept[kind] for kind in self._config.moments}
+
+    def load(self, folder: Path, found: Mapping[str, Mapping[str, Tensor]], *, updates: int) -> None:
+        lacking = self.head.take(found.get("centre", {}))
         if lacking:
             few = ", ".join(lacking[:3])
             raise CheckpointError(
                 f"{folder} has no centres for {len(lacking)} of the classes ({few} ...); "
                 "were classes added since? start a new run with `init.model` set to this run's export"
             )
-        centre = self._head.centre_CKD
+        centre, names = self.head.centre_CKD, self.head.class_names
         moments = None
         if updates:
             rows = {kind: [found[kind][name] for name in names] for kind in self._config.moments}
             moments = {kind: torch.stack(tables).to(centre) for kind, tables in rows.items()}
-        self._config.make_state(self._optimizer, centre, step=updates, moments=moments)
+        self._config.make_state(self.optimizer, centre, step=updates, moments=moments)
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The sampled rows of all micro-batches, and one leaf with the sum of their gradients."""
+    if len(parts) == 1:
+        return parts[0]
+    row_R = torch.cat([row for row, _ in parts]).unique()
+    leaf = parts[0][1].new_empty(len(row_R), *parts[0][1].shape[1:])
+    grad = torch.zeros_like(leaf)
+    for row, part in parts:
+        place = torch.searchsorted(row_R, row)
+        leaf[place] = part.detach()
+        if part.grad is not None:
+            grad.index_add_(0, place, part.grad)
+    leaf.grad = grad
+    return row_R, leaf

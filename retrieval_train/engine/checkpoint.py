@@ -3,7 +3,8 @@
     model.safetensors           trained tensors, whole, float32
     buffers.safetensors         the embedder's persistent buffers: batch norm's running statistics and the like
     optimizer-<k>.safetensors   <tensor>.exp_avg and .exp_avg_sq, whole; any number of parts
-    centres-<k>.safetensors     centre, exp_avg, exp_avg_sq: rows x K x D
+    running.safetensors         running state of margin rules and losses, where they have one
+    centres-<k>.safetensors     centre, exp_avg, exp_avg_sq: rows x K x D; <name>.centre ... of further heads
     classes-<k>.txt             the classes of those rows, `domain/label`, a line each
     state.json                  step, updates, loss scale, what the job adds (order, tracker, config); written last
     sums.json                   sha256 of every file above
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUFFERS = "buffers.safetensors"
+RUNNING = "running.safetensors"
 
 
 def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
@@ -97,6 +99,17 @@ def read_buffers(folder: Path, embedder: nn.Module) -> None:
             buffer.copy_(stored[name])
 
 
+@torch.no_grad()
+def read_running(folder: Path, mine: dict[str, Tensor]) -> None:
+    """Put the running state of rules and losses back; what the checkpoint has not begins anew, and that is told."""
+    stored = Tensors(folder, RUNNING)
+    for name, tensor in mine.items():
+        if name in stored and stored[name].shape == tensor.shape:
+            tensor.copy_(stored[name])
+        else:
+            log.warning("%s has no running state '%s' of this shape: it begins anew", folder, name)
+
+
 def persistent_buffers(embedder: nn.Module) -> dict[str, Tensor]:
     """What a module keeps in its state beside its parameters."""
     kept = embedder.state_dict().keys()
@@ -121,13 +134,15 @@ def read_centres(folder: Path, wanted: list[str]) -> dict[str, dict[str, Tensor]
 
 
 def read_all_centres(folder: Path) -> tuple[list[str], Tensor]:
-    """Every class name, and the centres (rows x K x D) in the same order."""
+    """Every class name, and the main head's centres (rows x K x D) in the same order; none where there is no such head."""
     names: list[str] = []
     tables = []
     for names_file in sorted(folder.glob("classes-*.txt")):
-        names += read_names(names_file)
-        tables.append(load_file(_centres_beside(names_file))["centre"])
-    return names, torch.cat(tables)
+        part = load_file(_centres_beside(names_file))
+        if "centre" in part:
+            names += read_names(names_file)
+            tables.append(part["centre"])
+    return names, torch.cat(tables) if tables else torch.empty(0, 1, 0)
 
 
 def _centres_beside(names_file: Path) -> Path:

@@ -87,9 +87,11 @@ def _look(learner: Learner, embed: Callable[[Tensor], Tensor], batch: Batch) -> 
 
 
 def _in_centres(learner: Learner) -> str:
-    is_bad_C = _bad_rows(learner.head.centre_CKD)
-    names = [name for name, is_bad in zip(learner.head.class_names, is_bad_C.tolist(), strict=True) if is_bad]
-    return f"rank {learner.world.rank}: in the class centres of {_few(names)}" if names else ""
+    for head in learner.heads.values():
+        is_bad_C = _bad_rows(head.centre_CKD)
+        if names := [name for name, is_bad in zip(head.class_names, is_bad_C.tolist(), strict=True) if is_bad]:
+            return f"rank {learner.world.rank}: in the class centres of {_few(names)}"
+    return ""
 
 
 @dataclass

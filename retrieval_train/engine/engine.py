@@ -39,7 +39,7 @@ class Report:
     images: int
     """Rows of the global batch ..."""
     rows: int
-    """... and of this rank."""
+    """Images of this rank that went through the embedder: second views and images without labels too."""
     step_s: float
     """How long the step took, without the wait for its rows."""
     wait_s: float
@@ -54,7 +54,9 @@ class Report:
     image_px: int
     """Side of the images."""
     loss_of_domain: dict[str, float] = field(default_factory=dict)
-    """The mean loss of every domain that had rows."""
+    """The mean of the main loss of every domain that had rows."""
+    loss_of_term: dict[str, float] = field(default_factory=dict)
+    """Each loss without its weight, where there are several."""
     skipped: str = ""
     """Why nothing was stepped: "loss", "gradient" or "overflow" (of fp16, which mends itself); empty: it was."""
     loss_scale: float | None = None

@@ -20,10 +20,11 @@ import torch
 from retrieval_train.engine import checkpoint
 from retrieval_train.engine.centre_step import CentreStep
 from retrieval_train.engine.engine import EngineConfig, Report
-from retrieval_train.engine.forward import DomainLosses, draw, global_loss
+from retrieval_train.engine.forward import Losses, draw, global_loss
 from retrieval_train.engine.half import Half
 from retrieval_train.engine.loss_scale import LossScale
 from retrieval_train.engine.snapshot import Host, Snapshot, mean_buffers
+from retrieval_train.learner import views
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ _LARGEST = torch.finfo(torch.float32).max
 class Pass:
     """One forward and backward over the micro-batches of a step, and what was decided on their gradients."""
 
-    losses: DomainLosses
+    losses: Losses
     loss: float = math.nan
     norm: float = math.nan
     """Stays so where the engine forgot gradients that are not finite, without asking."""
@@ -69,11 +70,13 @@ class Stepper:
     centres: CentreStep = field(init=False)
 
     def __post_init__(self) -> None:
-        self.centres = CentreStep(self.learner.head, self.optimizer, self.learner.world)
+        self.centres = CentreStep(self.learner.heads, self.optimizer)
         self._world = self.learner.world
         self._loss_scale = LossScale(self.config.loss_scale) if self.config.precision == "fp16" else None
         self._host = Host()
         self._buffers = list(checkpoint.persistent_buffers(self.learner.embedder).values())
+        self._running = self._buffers + list(self.learner.running().values())
+        """What a forward changes beside the gradients."""
 
     # --- stepping
 
@@ -81,14 +84,14 @@ class Stepper:
         assert len(micro_batches) == self.config.accumulate, "the order deals as many micro-batches as make a step"
         started = time.perf_counter()
         lr_factor = self.schedule.factor(self.step) * self.lr_scale
-        buffers = self._copy_buffers()
+        running = _copies(self._running)
         if self.optimizer.sam is None:
             done = self._pass(micro_batches, lr_factor)
         else:
             done = self._sharpness_aware(micro_batches, lr_factor)
         skipped = "" if done.factor is not None else self._why_skipped(done)
         if skipped:
-            self._put_buffers(buffers)  # batch norm's means of rows that are not finite would stay so for good
+            _put(self._running, running)  # batch norm's means of rows that are not finite would stay so for good
         else:
             self.updates += 1
             if self._loss_scale:
@@ -101,7 +104,7 @@ class Stepper:
             lr_of_group={**self.half.lr_of_group(), "centres": self.centres.lr},
             grad_norm=done.norm,
             images=sum(sum(batch.counts) for batch in micro_batches),
-            rows=sum(len(batch.label_N) for batch in micro_batches),
+            rows=sum(len(view.row_N) for batch in micro_batches for view in views(batch).values()),
             step_s=time.perf_counter() - started,
             wait_s=sum(batch.wait_s for batch in micro_batches),
             forward_s=done.forward_s,
@@ -110,6 +113,7 @@ class Stepper:
             embed_s=done.embed_s,
             image_px=first.image_NCHW.shape[-1],
             loss_of_domain=done.losses.means(),
+            loss_of_term=done.losses.of_terms(),
             skipped=skipped,
             loss_scale=self._loss_scale.value if self._loss_scale else None,
         )
@@ -124,12 +128,13 @@ class Stepper:
         """`act` decides what becomes of finite gradients: by default they are clipped and stepped."""
         # over `times`, so that the 16-bit gradients are as large, and overflow as soon, with every half
         scale = self._loss_scale.value / self.half.times if self._loss_scale else 1.0
-        done, timer = Pass(DomainLosses(self.learner.domains)), Timer()
+        done, timer = Pass(Losses(self.learner.domains)), Timer()
         total: Tensor | float = 0.0
         for index, batch in enumerate(micro_batches):
             draw(self.learner, batch, seed=self.seed, step=self.step)
-            part, of_domain_2M = global_loss(self.learner, timer.timed(self.half.embed), batch)
-            done.losses.add(of_domain_2M)
+            found = global_loss(self.learner, timer.timed(self.half.embed), batch)
+            part = found.loss
+            done.losses.add(found)
             total = total + part.detach()
             done.forward_s += timer.lap()
             self.half.backward(part * scale, is_last=index == len(micro_batches) - 1)
@@ -161,7 +166,7 @@ class Stepper:
         """SAM (Foret et al., ICLR 2021): the step is made with the gradients at the worst point near the weights."""
         sam, climbed = self.optimizer.sam, []
         assert sam is not None
-        replicated, sharded = list(self.half.trained.values()), list(self.learner.head.parameters())
+        replicated, sharded = list(self.half.trained.values()), self.learner.sharded()
 
         def climb(done: Pass, scale: float) -> None:
             climbed.append(sam.climb(replicated, sharded, scale=scale, world=self._world))
@@ -173,22 +178,15 @@ class Stepper:
         first = self._pass(micro_batches, lr_factor, act=climb)
         if not climbed:  # its gradients were not finite
             return first
-        buffers = self._copy_buffers()
+        running = _copies(self._running)
         second = self._pass(micro_batches, lr_factor, act=descend_and_step)
-        self._put_buffers(buffers)  # batch norm has seen these rows once, with the weights that are kept
+        _put(self._running, running)  # batch norm has seen these rows once, with the weights that are kept
         if climbed:  # those of the second were not
             climbed.pop().descend()
         second.loss, second.losses = first.loss, first.losses  # of the weights, not of the point near them
         for name in ("embed_s", "forward_s", "backward_s", "update_s"):
             setattr(second, name, getattr(first, name) + getattr(second, name))
         return second
-
-    def _copy_buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self._buffers]
-
-    def _put_buffers(self, values: Iterable[Tensor]) -> None:
-        for buffer, value in zip(self._buffers, values, strict=True):
-            buffer.copy_(value)
 
     def _why_skipped(self, done: Pass) -> str:
         if not math.isfinite(done.loss):
@@ -217,10 +215,15 @@ class Stepper:
                 name: self._host.copy(f"buffer {name}", buffer) for name, buffer in buffers.items()
             }
         snapshot.tensors[f"optimizer-{rank:05d}.safetensors"] = moments
-        snapshot.tensors[f"centres-{rank:05d}.safetensors"] = {
-            name: self._host.copy(f"centres {name}", tensor) for name, tensor in self.centres.tensors().items()
-        }
-        snapshot.names[f"classes-{rank:05d}.txt"] = self.learner.head.class_names
+        if rank == 0 and (running := self.learner.running()):
+            snapshot.tensors[checkpoint.RUNNING] = {
+                name: self._host.copy(f"running {name}", tensor) for name, tensor in running.items()
+            }
+        if centres := self.centres.tensors():
+            snapshot.tensors[f"centres-{rank:05d}.safetensors"] = {
+                name: self._host.copy(f"centres {name}", tensor) for name, tensor in centres.items()
+            }
+            snapshot.names[f"classes-{rank:05d}.txt"] = self.centres.class_names
         self._host.wait()
         return snapshot
 
@@ -258,6 +261,7 @@ class Stepper:
             self.half.put(name, whole, kept)
         checkpoint.read_buffers(folder, self.learner.embedder)
         self.centres.load(folder, updates=updates)
+        checkpoint.read_running(folder, self.learner.running())
         if self._loss_scale:
             self._loss_scale.take_state(state.get("loss_scale", {}))
         self.step, self.updates = state["step"], updates
@@ -267,21 +271,30 @@ class Stepper:
     @contextmanager
     def embedding(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """As an export of this step would embed: with the mean of the ranks' running statistics."""
-        embedder, own = self.learner.embedder, self._copy_buffers()
-        self._put_buffers(mean_buffers(embedder, self._world).values())
+        embedder, own = self.learner.embedder, _copies(self._buffers)
+        _put(self._buffers, mean_buffers(embedder, self._world).values())
         embedder.eval()
         try:
             with self.half.embedding() as embed:
                 yield embed
         finally:
             embedder.train()
-            self._put_buffers(own)
+            _put(self._buffers, own)
 
     def replicated(self) -> Mapping[str, Tensor]:
-        return self.half.replicated()
+        return {**self.half.replicated(), **self.learner.running()}
 
     def close(self) -> None:
         self.half.close()
+
+
+def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+def _put(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 class Timer:

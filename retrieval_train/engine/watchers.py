@@ -66,6 +66,7 @@ class Track:
             **({"loss_scale": report.loss_scale} if report.loss_scale is not None else {}),
             **{f"lr/{name}": lr for name, lr in report.lr_of_group.items()},
             **{f"loss/{name}": loss for name, loss in report.loss_of_domain.items()},
+            **{f"loss_of/{name}": loss for name, loss in report.loss_of_term.items()},
         }
         for more in (*self._of_step, *(self._of_ranks if is_due else ())):
             figures.update(more(report))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from retrieval_train.heads.rule import RuleConfig, Scores
+from retrieval_train.heads.rule import RuleConfig, State, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,5 @@ class Config(RuleConfig):
     margin: float = Field(default=0.35, ge=0, lt=2)
     """m, a difference of cosines."""
 
-    def logits(self, scores: Scores, target_B: Tensor) -> Tensor:
-        row_R, column_R = scores.targets_here(target_B)
-        lowered_R = scores.cosine_BC[row_R, column_R] - self.margin
-        return self.scale * scores.cosine_BC.index_put((row_R, column_R), lowered_R)
+    def target(self, targets: Targets, state: State) -> Tensor:
+        return self.scale * (targets.cosine_P - self.margin)

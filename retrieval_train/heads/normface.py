@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from retrieval_train.heads.rule import RuleConfig, Scores
+from retrieval_train.heads.rule import RuleConfig, State, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,5 +20,5 @@ class Config(RuleConfig):
     scale: float = Field(default=16.0, gt=0)
     """s; 16 as in UnED and ILIAS."""
 
-    def logits(self, scores: Scores, target_B: Tensor) -> Tensor:
-        return self.scale * scores.cosine_BC
+    def target(self, targets: Targets, state: State) -> Tensor:
+        return self.scale * targets.cosine_P

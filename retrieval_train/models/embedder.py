@@ -28,7 +28,8 @@ class Embedder(nn.Module):
         self.backbone = built.module
         self.neck = neck.build(built.num_features)
         self.view = built.view
-        self.dim = neck.dim(built.num_features)
+        self.num_features, self.dim = built.num_features, neck.dim(built.num_features)
+        self.layers = nn.ModuleDict()
         self.rows = Rows()
         follow_rows(self, self.rows)
         # whether a buffer is in the export does not matter: both are in its JSON
@@ -38,6 +39,19 @@ class Embedder(nn.Module):
     def draw(self, seed_N: Tensor | None) -> None:
         """What dropout drops in the next training forwards: models/drop.py. The seeds must stay until their backward."""
         self.rows.draw(seed_N)
+
+    def add_layers(self, name: str, layers: nn.Module) -> int:
+        """Train `layers` too: what (features_NF, emb_ND) they make of a training batch, (N, E), stands behind the embedding's
+        columns, in the order in which they were added. E."""
+        layers = layers.to(self.mean_3HW.device)
+        follow_rows(layers, self.rows)
+        self.layers[name] = layers
+        with torch.no_grad():
+            layers.eval()
+            features, emb = (torch.zeros(1, dim, device=self.mean_3HW.device) for dim in (self.num_features, self.dim))
+            num_columns: int = layers(features, emb).shape[1]
+            layers.train()
+        return num_columns
 
     def checkpoint_activations(self) -> None:
         """Compute each block's activations again in the backward. Raises ValueError where the backbone cannot."""
@@ -68,8 +82,13 @@ class Embedder(nn.Module):
         normal_NCHW = (image_NCHW.to(self.mean_3HW.dtype) - self.mean_3HW) / self.std_3HW
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(image_NCHW.device.type, dtype=dtype, enabled=self.precision != "fp32"):
-            out: Tensor = self.neck(self.backbone(normal_NCHW))
-        return out
+            features_NF = self.backbone(normal_NCHW)
+            emb_ND: Tensor = self.neck(features_NF)
+            if not self.training or not self.layers:
+                return emb_ND
+            # one tensor: engines wrap and time what takes a tensor and gives one
+            more = [layers(features_NF, emb_ND).to(emb_ND.dtype) for layers in self.layers.values()]
+            return torch.cat([emb_ND, *more], dim=1)
 
 
 def build_embedder(backbone: BackboneConfig, neck: NeckConfig, *, seed: int, with_weights: bool = True) -> Embedder:

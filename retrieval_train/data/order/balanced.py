@@ -32,7 +32,8 @@ class Config(OrderConfig):
     per_class: int = Field(ge=1)
     """Images of each class in an epoch; with a power above 0, of the mean class."""
     most_repeats: int = Field(default=1, ge=1)
-    """An image comes at most so often in an epoch: a class of n images gets no more than n times this."""
+    """An image comes at most so often in an epoch, for each of its labels: a class of n images gets no more than n times
+    this."""
     power: float = Field(default=0.0, ge=0, le=1)
     """Classes get images by count ** power: 0 all alike, 1 as many as they have, 0.5 by the root; but each at least one."""
 

@@ -38,14 +38,27 @@ class Samples:
 
     @cached_property
     def label_N(self) -> list[Int]:
-        """For each set: every sample's joint class id, -1 for none."""
+        """For each set: every sample's joint class id, one of them where it has several, -1 for none."""
         return [
             self.labels.joint(number, reader.labels()).astype(np.int32) for number, reader in enumerate(self.readers)
         ]
 
+    @cached_property
+    def pairs(self) -> dict[int, tuple[Int, Int]]:
+        """(sample, joint class id) of every label of every sample, of the sets whose images have several."""
+        found = {}
+        for number, reader in enumerate(self.readers):
+            if reader.manifest.is_multi_label:
+                sample_K, label_K = reader.label_pairs()
+                found[number] = sample_K, self.labels.joint(number, label_K)
+        return found
+
     def is_all_labelled(self, number: int) -> bool:
-        """Whether set `number` has no sample without a label; read from its class counts, not from its samples."""
+        """Whether set `number` has no sample without a label. Read from its class counts and not from its samples, but where
+        images have several labels, which says nothing of their number."""
         reader = self.readers[number]
+        if reader.manifest.is_multi_label:
+            return bool((reader.labels() >= 0).all())
         return int(reader.manifest.classes.counts(reader.split).sum()) == len(reader)
 
 

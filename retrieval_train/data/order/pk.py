@@ -42,7 +42,8 @@ Problems = list[tuple[str, str]]
 
 
 class Config(OrderConfig):
-    """Rows of a class are neighbours, and classes of a group; a batch holds no image twice, unless short_class is repeat.
+    """Rows of a class are neighbours, and classes of a group; a batch holds no image twice, unless short_class is repeat. An
+    image with several labels is one of the images of each of its classes, and comes for each of them.
 
     An epoch has ceil(images / data.batch) steps with coverage random and ceil(all classes / `classes`) with full.
     """

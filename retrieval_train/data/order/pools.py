@@ -157,7 +157,7 @@ class DealtConfig(OrderConfig):
 
 
 def trained_domains(manifest: Manifest) -> dict[str, int]:
-    """Domains with labelled training samples, and how many."""
+    """Domains with labelled training samples, and how many; too many where they have several labels, which all count."""
     found: dict[str, int] = {}
     for name, count in zip(manifest.classes.class_names(), manifest.classes.counts("train").tolist(), strict=True):
         if count:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from retrieval_train.engine.optimizers.adaptive import AdaptiveConfig
-from retrieval_train.engine.optimizers.optimizer import Group, are_on_gpu
+from retrieval_train.engine.optimizers.optimizer import Group, may_fuse
 
 if TYPE_CHECKING:
     import torch
@@ -24,4 +24,4 @@ class Config(AdaptiveConfig):
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         import torch
 
-        return torch.optim.Adam(groups, betas=self.betas, eps=self.eps, fused=are_on_gpu(groups))
+        return torch.optim.Adam(groups, betas=self.betas, eps=self.eps, fused=may_fuse(groups))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from retrieval_train.engine.optimizers.adaptive import AdaptiveConfig
-from retrieval_train.engine.optimizers.optimizer import Group, are_on_gpu
+from retrieval_train.engine.optimizers.optimizer import Group, may_fuse
 
 if TYPE_CHECKING:
     import torch
@@ -20,4 +20,4 @@ class Config(AdaptiveConfig):
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         import torch
 
-        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=are_on_gpu(groups))
+        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=may_fuse(groups))

@@ -143,9 +143,10 @@ def find_layers(names: Iterable[str]) -> dict[str, int]:
     return layers
 
 
-def are_on_gpu(groups: Iterable[Group]) -> bool:
-    """Whether to take fused kernels: on the CPU their last digit depends on how ZeRO cuts the tensors, so not there."""
-    return all(tensor.is_cuda for group in groups for tensor in group["params"])
+def may_fuse(groups: Iterable[Group]) -> bool:
+    """Whether to take fused kernels: on the CPU their last digit depends on how tensors are cut, so not there for what ZeRO
+    cuts. Class centres are the ranks' own, and so large that a step is as slow as memory: one pass instead of ten."""
+    return all(tensor.is_cuda or group.get("name") == "centres" for group in groups for tensor in group["params"])
 
 
 def _adamw_unless_named(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from retrieval_train.engine.optimizers.optimizer import Beta, Group, OptimizerConfig, are_on_gpu
+from retrieval_train.engine.optimizers.optimizer import Beta, Group, OptimizerConfig, may_fuse
 
 if TYPE_CHECKING:
     import torch
@@ -39,4 +39,4 @@ class Config(OptimizerConfig):
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         import torch
 
-        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, fused=are_on_gpu(groups))
+        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, fused=may_fuse(groups))

@@ -188,7 +188,11 @@ def test_labels_come_from_cls_or_json(tmp_path: Path, parts: dict[str, bytes], f
     ("parts", "why"),
     [
         ({}, "no label"),
-        ({"cls": b"3"}, "has classes 0 to 2"),
+        ({"cls": b"3"}, "label 3: .*classes.txt has classes 0 to 2"),
+        ({"cls": b"%d" % 2**70}, "has classes 0 to 2"),
+        ({"cls": b"9" * 5000}, "digits"),
+        ({"json": b'{"label": 3}'}, "has classes 0 to 2"),
+        ({"json": b'{"label": -1}'}, "label '-1' of domain 'pets' is not in "),
         ({"cls": b"cows"}, "label 'cows' of domain 'pets' is not in "),
         ({"json": b'{"label": "bear"}'}, "label 'bear' of domain 'pets'"),
         ({"json": b'{"label": ["cats"]}'}, "is no text"),
@@ -258,6 +262,8 @@ def test_samples_of_no_use_are_replaced_and_counted(tmp_path: Path, caplog: pyte
             "cow.cls": b"cows",
             "two.jpg": picture(0),
             "two.png": picture(0),
+            "far.jpg": picture(0),
+            "far.cls": b"3",
         },
     )
     cut = write_tar(tmp_path / "cut.tar", {"x.cls": b"0", "x.jpg": picture(1), "y.cls": b"0", "y.jpg": picture(2)})
@@ -273,6 +279,7 @@ def test_samples_of_no_use_are_replaced_and_counted(tmp_path: Path, caplog: pyte
     assert bad["odd.tar", 1].startswith("'lonely': no label") and bad["odd.tar", 2] == "'wordy': no image"
     assert "'cows' of domain 'pets' is not in" in bad["odd.tar", 3]
     assert bad["odd.tar", 4] == "'two': several images: jpg, png"
+    assert bad["odd.tar", 5] == f"'far': label 3: {tmp_path}/classes.txt has classes 0 to 2"
     assert bad["cut.tar", 1] == "'y': no image"
     assert {tar for tar, place in bad if place < 0} == {"cut.tar", "none.tar", "page.tar"}
     assert caplog.text.count("page.tar: broken tar: ") == 1, "told once"

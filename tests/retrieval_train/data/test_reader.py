@@ -116,12 +116,22 @@ def test_many_shards_keep_few_files_open_and_little_memory(pets: Manifest, monke
     assert reader._kept_bytes == sum(kept.nbytes for kept in reader._kept.values()) <= reader_module.MOST_BYTES
 
 
-@pytest.mark.parametrize(("field", "value"), [("label", -5), ("label", 5), ("domain", 1)])
-def test_a_sidecar_with_a_class_or_domain_that_is_not_there_is_refused(tmp_path: Path, field: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("label", -5, "row 0 of {tar} has class id -5, but the set has 5 classes"),
+        ("label", 5, "row 0 of {tar} has class id 5, but the set has 5 classes, 0 to 4"),
+        ("domain", 1, "domains up to 1, but the set has 1 domains"),
+    ],
+)
+def test_a_sidecar_with_a_class_or_domain_that_is_not_there_is_refused(
+    tmp_path: Path, field: str, value: int, told: str
+) -> None:
     reader = damaged(tmp_path, field, value)
     assert len(reader.manifest.classes) == 5
+    shard = reader.shards[0]
     for look in (reader.labels, lambda: reader.row(2)):
-        with pytest.raises(ShardError, match=rf"{reader.shards[0].sidecar}: class ids .* but the set has 5 classes"):
+        with pytest.raises(ShardError, match=f"{shard.sidecar}: {told.format(tar=shard.file)}"):
             look()
     reader.ahead(0, 4)
     assert reader.row(4)

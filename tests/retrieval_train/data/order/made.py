@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ def made(
     weights: Sequence[float] = (),
     group_N: Sequence[Sequence[int]] = (),
     groups: Sequence[Sequence[tuple[str, str]]] = (),
+    pairs: Mapping[int, tuple[Int, Int]] = MappingProxyType({}),
 ) -> Samples:
-    """Sets with these joint labels, -1 for none. `group_N`: for each sample its position in the set's `groups`."""
+    """Sets with these joint labels, -1 for none. `group_N`: for each sample its position in the set's `groups`. `pairs`: of a
+    set whose images have several labels, (sample, joint label) of each."""
     label_arrays = [np.array(labels, np.int32) for labels in label_N]
     num_classes = max(len(names), 1 + max(int(labels.max(initial=-1)) for labels in label_arrays))
     names = tuple(names) or tuple(f"shop/{number:03d}" for number in range(num_classes))
@@ -30,7 +32,7 @@ def made(
     counts_C = np.bincount(labelled, minlength=num_classes).astype(np.int64)
     readers: list[Any] = [_Reader(list(of_set), list(table)) for of_set, table in zip(group_N, groups, strict=True)]
     samples = Samples(readers, Labels(names, counts_C, ()), tuple(weights) or (1.0,) * len(label_arrays))
-    samples.__dict__["label_N"] = label_arrays  # what the cached property would read from sidecars
+    samples.__dict__.update(label_N=label_arrays, pairs=dict(pairs))  # what cached properties would read from sidecars
     return samples
 
 

@@ -42,6 +42,33 @@ def test_the_index_lists_the_samples_of_each_class_in_the_order_of_the_sets(
         assert list(zip(sets.tolist(), samples.tolist(), strict=True)) == expected
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.sets(st.integers(0, 6), max_size=4), min_size=1, max_size=12), min_size=1, max_size=3),
+    st.data(),
+)
+def test_an_image_with_several_labels_is_in_the_list_of_each_class(
+    sets: list[list[set[int]]], data: st.DataObject
+) -> None:
+    several = data.draw(st.sets(st.integers(0, len(sets) - 1)))
+    sets = [labels if at in several else [set(sorted(some)[:1]) for some in labels] for at, labels in enumerate(sets)]
+    pairs = {
+        at: np.array([(number, one) for number, some in enumerate(sets[at]) for one in some], np.int64).reshape(-1, 2).T
+        for at in several
+    }
+    samples = made(
+        [[min(some, default=-1) for some in labels] for labels in sets],
+        names=[f"shop/{number}" for number in range(7)],
+        pairs={at: (sample_K, label_K) for at, (sample_K, label_K) in pairs.items()},
+    )
+    index = ClassIndex.of(samples)
+    for one in range(7):
+        expected = [(at, sample) for at, labels in enumerate(sets) for sample, some in enumerate(labels) if one in some]
+        assert index.counts_C[one] == len(expected)
+        found = index.samples(np.full(len(expected), one), np.arange(len(expected)))
+        assert list(zip(*(part.tolist() for part in found), strict=True)) == expected
+
+
 def test_five_million_samples_of_a_million_classes_are_indexed_in_a_second_or_so_and_6_bytes_each() -> None:
     rng = np.random.default_rng(0)
     labels = [rng.integers(-1, 1_000_000, 2_500_000, dtype=np.int32) for _ in range(2)]
