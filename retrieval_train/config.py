@@ -50,7 +50,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
 
     @field_validator("*", mode="before")

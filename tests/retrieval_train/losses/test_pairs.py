@@ -198,10 +198,10 @@ def test_any_number_of_ranks_has_the_loss_and_the_gradient_of_one_process(counts
 def test_loss_and_gradient_are_finite_where_rows_are_equal_or_nothing_can_be_compared(loss: LossConfig) -> None:
     state = loss.first_state(dim=DIM)
     batches: list[Labels] = [[[0], [0], [1], [1]], [[0]] * 4, [[0], [1], [2], [3]], [[]] * 4, [[0]], [[]]]
-    signs_41 = torch.tensor([[1], [-1], [1], [-1]])
+    all_signs = [torch.ones(4, 1), torch.tensor([[1], [-1], [1], [-1]])]
     # an axis has cosine 1 with itself to the last bit, the other row about 1
     for row_1D in (torch.eye(DIM)[:1], torch.arange(1, DIM + 1)[None] / 3):
-        for labels, signs, dtype in itertools.product(batches, (1, signs_41), (torch.float32, torch.float64)):
+        for labels, signs, dtype in itertools.product(batches, all_signs, (torch.float32, torch.float64)):
             emb_BD = (row_1D.repeat(4, 1) * signs)[: len(labels)].to(dtype)
             got = alone(loss, Case(emb_BD, labels, state))
             assert got.loss.isfinite() and got.grad_ND.isfinite().all(), (labels, emb_BD)
