@@ -14,9 +14,12 @@ from retrieval_train.rundir import RunDir
 
 if TYPE_CHECKING:
     from jobs.train import Config as TrainConfig
+    from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
 
 log = logging.getLogger(__name__)
+
+_OF_LOSSES = "layers."
 
 
 class Config(JobConfig):
@@ -62,22 +65,14 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
 
 def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
     """Build the embedder as the run did, put the checkpoint's tensors and buffers in, merge the adapters, write."""
-    import torch
-
     from jobs.train import fresh_embedder, view_of
-    from retrieval_train.engine.checkpoint import Tensors, read_all_centres, read_buffers, read_state
+    from retrieval_train.engine.checkpoint import read_all_centres, read_state
     from retrieval_train.models import exported, lora
     from retrieval_train.rundir import written_aside
 
     state = read_state(checkpoint)
     embedder = fresh_embedder(config)
-    trained = dict(embedder.named_parameters())
-    weights = Tensors(checkpoint, "model.safetensors")
-    with torch.no_grad():
-        for name in weights.names():
-            if not name.startswith("layers."):  # of losses
-                trained[name].copy_(weights[name])
-    read_buffers(checkpoint, embedder)
+    _put(checkpoint, embedder)
     if config.lora:
         lora.merge(embedder)
     start = exported.Start(backbone=config.backbone, neck=config.neck, seed=config.seed)
@@ -92,3 +87,24 @@ def write_export(config: TrainConfig, checkpoint: Path, export: Path) -> None:
         if names:
             exported.save_centres(folder, names, centre_CKD)
     log.info("exported %s", export)
+
+
+def _put(checkpoint: Path, embedder: Embedder) -> None:
+    """The checkpoint's weights and buffers, without those of the losses' layers. Raises CheckpointError."""
+    import torch
+
+    from retrieval_train.engine.checkpoint import BUFFERS, Tensors, check_names, persistent_buffers, read_buffers
+
+    trained, buffers = dict(embedder.named_parameters()), persistent_buffers(embedder)
+    weights, stored = Tensors(checkpoint, "model.safetensors"), Tensors(checkpoint, BUFFERS)
+    kept = {name for name in stored.names() if not name.startswith(_OF_LOSSES)}
+    with torch.no_grad():
+        for name in weights.names():
+            if not name.startswith(_OF_LOSSES):
+                trained[name].copy_(weights[name])
+        if kept == stored.names():
+            read_buffers(checkpoint, embedder)
+            return
+        check_names(checkpoint, kept, set(buffers), kind="buffers")
+        for name in kept:
+            buffers[name].copy_(stored[name])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from jobs.job import JobConfig
-from jobs.training import objective
+from jobs.training import new_classes, objective
 from jobs.training.judge import Config as Judge
 from jobs.training.objective import AnyHead, AnyLoss, Aux, AuxName
 from jobs.training.origin import Origin
@@ -48,6 +48,12 @@ class Init(Section):
 
     model: LinkedPath
     """An export folder: <run folder>/export."""
+    centres: Literal["by_name", "none"] = "by_name"
+    """by_name: classes that the export has too begin with its centres of the main head; none: all classes are new."""
+    new_classes: Literal["random", "mean"] = "random"
+    """Where the centres of new classes begin: at random, or at the mean embedding of their training images."""
+    mean_images: int = Field(default=16, ge=1)
+    """The most images of a new class that make up its mean."""
 
 
 class Config(JobConfig):
@@ -101,6 +107,8 @@ class Config(JobConfig):
         found += objective.problems(self)
         if self.init and not (self.init.model / "model.json").is_file():
             found.append(("init.model", f"{self.init.model} is no export: it has no model.json; train that run first"))
+        elif self.init and not found:  # it opens the sets
+            found += new_classes.problems(self)
         if self.origin and not found:  # it compares what the config's paths lead to
             found += self.origin.problems(self)
         return found
@@ -182,7 +190,7 @@ def build(config: Config, run: RunDir, world: World) -> Parts:
     """Fresh weights, or those of `init`. Collective."""
     from jobs.training.figures import tell_machine
     from retrieval_train.data.loader import build_loader
-    from retrieval_train.models import exported, lora
+    from retrieval_train.models import lora
     from retrieval_train.models.backbones.backbone import check_sizes
     from retrieval_train.models.batch_norm import sync_batch_norm
 
@@ -208,7 +216,7 @@ def build(config: Config, run: RunDir, world: World) -> Parts:
     learner = objective.build(config, embedder, loader.labels, world)
     sync_batch_norm(embedder, world)
     if config.init and learner.head is not None:
-        learner.head.take(exported.read_centres(config.init.model))
+        new_classes.begin(config, run, world, head=learner.head, embedder=embedder, loader=loader)
     return Parts(embedder, loader, learner)
 
 

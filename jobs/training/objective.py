@@ -9,7 +9,7 @@ aux:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
@@ -46,10 +46,11 @@ class Aux(Section):
 
 def problems(config: Config) -> list[tuple[str, str]]:
     """What of head, losses and data does not fit together: (key, what to do)."""
-    found = [problem for where, loss, head in _losses(config) for problem in _of_loss(config, where, loss, head)]
-    losses = [loss for _, loss, _ in _losses(config)]
-    if config.head is not None and not any(loss.needs_head for loss in losses):
-        text = f"no loss here compares with class centres ('{config.loss.name}' does not); set head: null"
+    terms = list(_terms(config))
+    found = [problem for term in terms for problem in (*_of_loss(config, term), *_of_data(config, term))]
+    losses = [term.loss for term in terms]
+    if config.head is not None and not any(term.loss.needs_head for term in terms if term.head_key == "head"):
+        text = f"no loss here compares with its class centres ('{config.loss.name}' does not); set head: null"
         found.append(("head", text))
     for key, takers in (
         ("strong", [loss for loss in losses if loss.needs_strong]),
@@ -58,59 +59,87 @@ def problems(config: Config) -> list[tuple[str, str]]:
         if getattr(config.data, key) is not None and not takers:
             names = ", ".join(loss.name for loss in losses)
             found.append((f"data.{key}", f"no loss here takes it ({names}); leave it out or add one under aux"))
-    return found + _of_heads(config)
+    taken = {"main", *config.loss.heads(dim=1)}
+    found += [(f"aux.{name}", "is a name of the main loss; choose another one") for name in config.aux if name in taken]
+    return found + [problem for key, head in _heads(config) for problem in _of_head(config, key, head)]
 
 
-def _losses(config: Config) -> Iterator[tuple[str, LossConfig, RuleConfig | None]]:
-    """Where it stands in the config, the loss, and the head that it would compare with."""
-    yield "", config.loss, config.head
+class _Term(NamedTuple):
+    """A loss of the config and where it stands."""
+
+    where: str
+    """"" or aux.<name>."""
+    loss: LossConfig
+    head: RuleConfig | None
+    """What it would compare with: a head of its own, or the main one ..."""
+    head_key: str
+    """... and where that stands."""
+
+
+def _terms(config: Config) -> Iterator[_Term]:
+    yield _Term("", config.loss, config.head, "head")
     for name, aux in config.aux.items():
-        yield f"aux.{name}.", aux.loss, aux.head or config.head
+        where = f"aux.{name}."
+        yield _Term(where, aux.loss, aux.head or config.head, "head" if aux.head is None else f"{where}head")
 
 
-def _of_loss(config: Config, where: str, loss: LossConfig, head: RuleConfig | None) -> Iterator[tuple[str, str]]:
+def _heads(config: Config) -> Iterator[tuple[str, RuleConfig]]:
+    for key, head in {
+        "head": config.head,
+        **{f"aux.{name}.head": aux.head for name, aux in config.aux.items()},
+    }.items():
+        if head is not None:
+            yield key, head
+
+
+def _of_loss(config: Config, term: _Term) -> Iterator[tuple[str, str]]:
+    where, loss, head, head_key = term
+    key, is_by_node = f"{where}loss", config.head is not None and config.head.shard_within == "node"
     if loss.needs_head and head is None:
-        yield f"{where}loss", f"'{loss.name}' compares with class centres: give {where}head, such as {{name: arcface}}"
-    if where and config.aux[where[4:-1]].head is not None and not loss.needs_head:
-        yield f"{where}head", f"'{loss.name}' compares with no class centres; leave it out"
-    if loss.needs_strong and config.data.strong is None:
-        yield f"{where}loss", f"'{loss.name}' compares two views of an image; say with data.strong how the second looks"
+        yield key, f"'{loss.name}' compares with class centres: give {where}head, such as {{name: arcface}}"
+    if not loss.needs_head and where and head_key != "head":
+        yield head_key, f"'{loss.name}' compares with no class centres; leave it out"
     if loss.compares_rows and config.engine.accumulate > 1:
         text = (
             f"'{loss.name}' compares the rows of a micro-batch with each other: with engine.accumulate "
             f"{config.engine.accumulate} it would be another loss; set engine.accumulate=1"
         )
-        yield f"{where}loss", text
-    if loss.compares_rows and config.head is not None and config.head.shard_within == "node":
-        yield f"{where}loss", f"'{loss.name}' compares the rows of all nodes; set head.shard_within=world"
+        yield key, text
+    if loss.compares_rows and is_by_node:
+        yield key, f"'{loss.name}' compares the rows of all nodes; set head.shard_within=world"
+    if loss.takes_unlabelled and config.data.unlabelled is not None and is_by_node:
+        yield key, f"'{loss.name}' takes the unlabelled rows of all nodes; set head.shard_within=world"
     if loss.needs_all_classes and head is not None and head.sample_rate < 1:
-        yield f"{where}loss", f"'{loss.name}' needs the logits of all classes; set {where}head.sample_rate=1"
-    takes_many = loss.many_labels and (head is None or not loss.needs_head or head.many_labels)
-    if not takes_many and config.data.is_multi_label(config.shards_root):
-        name = loss.name if not loss.many_labels else getattr(head, "name", "")
-        key = f"{where}loss" if not loss.many_labels else f"{where}head"
-        yield key, f"'{name}' takes images with one label each, and a set of data.mixture has several; take another"
+        yield key, f"'{loss.name}' needs the logits of all classes; set {head_key}.sample_rate=1"
 
 
-def _of_heads(config: Config) -> list[tuple[str, str]]:
-    found = []
-    heads = {"head": config.head} | {f"aux.{name}.head": aux.head for name, aux in config.aux.items()}
-    given = {where: head for where, head in heads.items() if head is not None}
-    for where, head in given.items():
-        if head.sample_rate < 1 and config.optimizer.sam:
-            found.append(
-                (f"{where}.sample_rate", "sam steps all classes twice; set it to 1 or leave optimizer.sam out")
-            )
-        if head.sample_rate < 1 and config.optimizer.name == "lamb":
-            text = "lamb scales a table as a whole; set it to 1 or take optimizer.name=adamw"
-            found.append((f"{where}.sample_rate", text))
-        if head.sample_rate < 1 and head.shard_within == "node":
-            found.append(
-                (f"{where}.sample_rate", "nodes would sample other classes; set it to 1 or shard_within: world")
-            )
-        if head.shard_within != (config.head or head).shard_within:
-            found.append((f"{where}.shard_within", "must be that of head: the rows are gathered once"))
-    return found
+def _of_data(config: Config, term: _Term) -> Iterator[tuple[str, str]]:
+    where, loss, head, head_key = term
+    if loss.needs_strong and config.data.strong is None:
+        yield f"{where}loss", f"'{loss.name}' compares two views of an image; say with data.strong how the second looks"
+    if not config.data.is_multi_label(config.shards_root):
+        return
+    text = "takes images with one label each, and a set of data.mixture has several; take another"
+    if not loss.many_labels:
+        yield f"{where}loss", f"'{loss.name}' {text}"
+    elif loss.needs_head and head is not None and not head.many_labels and (not where or head_key != "head"):
+        yield head_key, f"'{head.name}' {text}"
+
+
+def _of_head(config: Config, key: str, head: RuleConfig) -> Iterator[tuple[str, str]]:
+    if head.sample_rate < 1 and config.optimizer.sam:
+        yield f"{key}.sample_rate", "sam steps all classes twice; set it to 1 or leave optimizer.sam out"
+    if head.sample_rate < 1 and config.optimizer.name == "lamb":
+        yield f"{key}.sample_rate", "lamb scales a table as a whole; set it to 1 or take optimizer.name=adamw"
+    if head.sample_rate < 1 and head.shard_within == "node":
+        yield f"{key}.sample_rate", "nodes would sample other classes; set it to 1 or shard_within: world"
+    within = config.head.shard_within if config.head is not None else "world"
+    if head.shard_within != within:
+        whose = "that of head" if config.head is not None else "world where there is no main head"
+        yield f"{key}.shard_within", f"must be {whose}: the rows are gathered once; set it to {within}"
+    if config.data.foreign is not None and type(head).margins is not RuleConfig.margins:
+        text = f"'{head.name}' sets margins by the classes' numbers of images, which data.foreign does not tell; make a set"
+        yield key, f"{text} of the tars with `shards make`, or take another head"
 
 
 def build(config: Config, embedder: Embedder, labels: Labels, world: World) -> Learner:
@@ -150,7 +179,8 @@ class _Maker:
             layers = loss.layers(
                 num_features=self._embedder.num_features, dim=dim, num_domains=max(1, len(self._labels.domains))
             )
-        num_extra = self._embedder.add_layers(name or "main", layers) if layers is not None else 0
+        # a prefix: a ModuleDict takes no key that is a name of its own, such as `type`
+        num_extra = self._embedder.add_layers(f"aux_{name}" if name else "main", layers) if layers is not None else 0
         rule = TypeAdapter[RuleConfig](AnyHead)
         return Term(
             loss,

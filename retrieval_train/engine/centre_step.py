@@ -30,11 +30,10 @@ class CentreStep:
 
     def __init__(self, heads: Mapping[str, Head], optimizer: OptimizerConfig) -> None:
         self._tables = {name: Table(head, optimizer) for name, head in heads.items()}
-        self._lr = optimizer.head_lr or optimizer.lr
 
-    @property
-    def lr(self) -> float:
-        return next((float(table.optimizer.param_groups[0]["lr"]) for table in self._tables.values()), 0.0)
+    def lr_of_group(self) -> dict[str, float]:
+        """One learning rate for all heads; nothing where there is none."""
+        return {"centres": float(table.optimizer.param_groups[0]["lr"]) for table in self._tables.values()}
 
     def squared_norm(self, *, scale: float = 1.0) -> Tensor:
         """The sum of squared gradients over all ranks' centres, after they were divided by `scale`. Collective."""
@@ -67,16 +66,21 @@ class CentreStep:
         """Of the rows of `tensors`."""
         return next((table.head.class_names for table in self._tables.values()), []) if self.tensors() else []
 
-    def load(self, folder: Path, *, updates: int) -> None:
-        """Take this rank's classes from whichever parts hold them. Raises CheckpointError for a class in none."""
+    def load(self, folder: Path, *, updates: int, new_classes: bool = False) -> None:
+        """Take this rank's classes from whichever parts hold them. Collective.
+
+        Raises CheckpointError for a class in none of them, on all ranks; with `new_classes` only where all are.
+        """
         if not self._tables:
             return
-        names = next(iter(self._tables.values())).head.class_names
-        found = checkpoint.read_centres(folder, names)
+        head = next(iter(self._tables.values())).head
+        if new_classes:
+            _tell_changed(folder, head)
+        found = checkpoint.read_centres(folder, head.class_names)
         for prefix, table in self._tables.items():
             start = f"{prefix}." if prefix else ""
             mine = {kind[len(start) :]: rows for kind, rows in found.items() if kind.startswith(start)}
-            table.load(folder, mine, updates=updates)
+            table.load(folder, mine, updates=updates, new_classes=new_classes)
 
 
 class Table:
@@ -135,20 +139,53 @@ class Table:
         kept = self.optimizer.state[centre]
         return {"centre": centre.detach()} | {kind: kept[kind] for kind in self._config.moments}
 
-    def load(self, folder: Path, found: Mapping[str, Mapping[str, Tensor]], *, updates: int) -> None:
-        lacking = self.head.take(found.get("centre", {}))
-        if lacking:
-            few = ", ".join(lacking[:3])
-            raise CheckpointError(
-                f"{folder} has no centres for {len(lacking)} of the classes ({few} ...); "
-                "were classes added since? start a new run with `init.model` set to this run's export"
-            )
+    def load(
+        self, folder: Path, found: Mapping[str, Mapping[str, Tensor]], *, updates: int, new_classes: bool = False
+    ) -> None:
+        """With `new_classes` those that nobody stored keep the centres that they have; their moments are zero."""
+        rows = found.get("centre", {})
+        lacking = self.head.take(rows)
+        if not new_classes:
+            _refuse(folder, lacking, self.head)
         centre, names = self.head.centre_CKD, self.head.class_names
         moments = None
         if updates:
-            rows = {kind: [found[kind][name] for name in names] for kind in self._config.moments}
-            moments = {kind: torch.stack(tables).to(centre) for kind, tables in rows.items()}
+            zero = torch.zeros(centre.shape[1:])
+            of_kind = {
+                kind: [found[kind][name] if name in rows else zero for name in names] for kind in self._config.moments
+            }
+            moments = {kind: torch.stack(tables).to(centre) for kind, tables in of_kind.items()}
         self._config.make_state(self.optimizer, centre, step=updates, moments=moments)
+
+
+def _refuse(folder: Path, lacking: list[str], head: Head) -> None:
+    """Raises CheckpointError on all ranks where any lacks classes."""
+    if total := sum(head.world.every(len(lacking))):
+        few = ", ".join([name for names in head.world.every(lacking[:3]) for name in names][:3])
+        raise CheckpointError(
+            f"{folder} has no centres for {total} of the classes ({few} ...); were classes added since? go on from it in a run of its own, with --continue-from and --force-config"
+        )
+
+
+def _tell_changed(folder: Path, head: Head) -> None:
+    """Which classes came and went. Raises CheckpointError, on all ranks, where no class stayed."""
+    stored = checkpoint.centre_names(folder)
+    if not stored:
+        log.warning("%s has no class centres: all begin at random", folder)
+        return
+    known = set(stored)
+    new = [name for names in head.world.every([n for n in head.class_names if n not in known]) for name in names]
+    few, gone = ", ".join(new[:3]), len(stored) - (head.num_classes - len(new))
+    if len(new) == head.num_classes:
+        raise CheckpointError(
+            f"{folder} has centres of {len(stored)} classes ({', '.join(sorted(stored)[:3])} ...) and none of the {len(new)} "
+            f"here ({few} ...): a class is known by its name, domain/label; begin a new run from that one's export, with "
+            "init.model and init.centres=none"
+        )
+    if gone:
+        log.warning("%s: %d of its classes are gone, and their centres with them", folder, gone)
+    if new:
+        log.warning("%d classes are new (%s ...): centres begin at random, moments at zero", len(new), few)
 
 
 def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,11 @@ def read_centres(folder: Path, wanted: list[str]) -> dict[str, dict[str, Tensor]
     return found
 
 
+def centre_names(folder: Path) -> list[str]:
+    """The classes that the parts have centres of."""
+    return [name for names_file in sorted(folder.glob("classes-*.txt")) for name in read_names(names_file)]
+
+
 def read_all_centres(folder: Path) -> tuple[list[str], Tensor]:
     """Every class name, and the main head's centres (rows x K x D) in the same order; none where there is no such head."""
     names: list[str] = []

@@ -101,7 +101,7 @@ class Stepper:
         return Report(
             step=self.step,
             loss=done.loss,
-            lr_of_group={**self.half.lr_of_group(), "centres": self.centres.lr},
+            lr_of_group={**self.half.lr_of_group(), **self.centres.lr_of_group()},
             grad_norm=done.norm,
             images=sum(sum(batch.counts) for batch in micro_batches),
             rows=sum(len(view.row_N) for batch in micro_batches for view in views(batch).values()),
@@ -282,7 +282,8 @@ class Stepper:
             _put(self._buffers, own)
 
     def replicated(self) -> Mapping[str, Tensor]:
-        return {**self.half.replicated(), **self.learner.running()}
+        found = self.half.replicated()
+        return {**found, **self.learner.running()} if found else {}
 
     def close(self) -> None:
         self.half.close()

@@ -30,8 +30,8 @@ _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of a block's logits: a CPU
 class Head(nn.Module):
     """Embeddings of the global batch -> logits of this rank's classes.
 
-    Its parameters differ from rank to rank: they must never be handed to anything that broadcasts or averages. Its buffers,
-    the rule's running state, are the same on all ranks.
+    Its parameters differ from rank to rank: they must never be handed to anything that broadcasts or averages. Its
+    `state`, the rule's running state, is the same on all ranks.
     """
 
     domain_C: Tensor
@@ -145,16 +145,18 @@ class Head(nn.Module):
             row_domain_B = pairs.row_P.new_full((rows,), -1)
             row_domain_B[pairs.row_P] = self._domain_of[pairs.class_P]
             ends = [0, *((domain_C[1:] != domain_C[:-1]).nonzero().flatten() + 1).tolist(), num_columns]
-        row_Q, blocks = pairs.row_P[pairs.mine_Q], []
+        column_Q, order_Q = pairs.column_Q.sort(stable=True)
+        row_Q, blocks = pairs.row_P[pairs.mine_Q][order_Q], []
         for start, stop in pairwise(ends):
             row_b = None
             if row_domain_B is not None and domain_C is not None:
                 row_b = (row_domain_B == domain_C[start]).nonzero(as_tuple=True)[0]
             parts = max(1, -(-(stop - start) // limit))
-            for a, b in pairwise([start + (stop - start) * part // parts for part in range(parts + 1)]):
-                is_here_Q = (pairs.column_Q >= a) & (pairs.column_Q < b)
-                place_q = row_Q[is_here_Q] if row_b is None else torch.searchsorted(row_b, row_Q[is_here_Q])
-                blocks.append(Block(a, b, row_b, place_q, pairs.column_Q[is_here_Q] - a))
+            cuts = [start + (stop - start) * part // parts for part in range(parts + 1)]
+            places = torch.searchsorted(column_Q, torch.tensor(cuts, device=column_Q.device)).tolist()
+            for (a, b), (low, high) in zip(pairwise(cuts), pairwise(places), strict=True):
+                place_q = row_Q[low:high] if row_b is None else torch.searchsorted(row_b, row_Q[low:high])
+                blocks.append(Block(a, b, row_b, place_q, column_Q[low:high] - a))
         return blocks, self._compared_with(rows, domain_C, row_domain_B, num_columns)
 
     def _compared_with(self, rows: int, domain_C: Tensor | None, row_domain_B: Tensor | None, columns: int) -> Tensor:

@@ -186,7 +186,10 @@ class Scored:
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         if self._rule.products == "fp32":
             return left @ right
-        return (left.bfloat16() @ right.bfloat16()).to(left.dtype)  # summed in float32, rounded once
+        left_16, right_16 = left.bfloat16(), right.bfloat16()
+        if left.is_cuda:
+            return torch.mm(left_16, right_16, out_dtype=torch.float32).to(left.dtype)  # type: ignore[call-overload]
+        return (left_16 @ right_16).to(left.dtype)  # summed in float32, rounded once
 
     # --- the way back
 

@@ -9,11 +9,12 @@ export/classes.txt          their names, for inspection and for a next stage
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from retrieval_train.models.necks.neck import NeckConfig
 from retrieval_train.rundir import read_json, read_names, write_json, write_names
 
 SCHEMA = 1
+_ROWS = 65536  # of centres, read at once
 
 
 class ExportError(ValueError):
@@ -113,14 +115,32 @@ def save_centres(folder: Path, names: list[str], centre_CKD: Tensor) -> None:
     write_names(folder / "classes.txt", names)
 
 
-def read_centres(folder: Path) -> dict[str, Tensor]:
-    """Class name -> (K, D); {} for an export without centres."""
-    if not (folder / "centres.safetensors").is_file():
-        return {}
-    names = read_names(folder / "classes.txt")
-    table: Tensor = load_file(folder / "centres.safetensors")["centre"]
-    assert len(names) == len(table), f"{folder}: {len(names)} class names for {len(table)} centres"
-    return dict(zip(names, torch.unbind(table), strict=True))
+def centre_names(folder: Path) -> list[str]:
+    """The classes that have centres, in the order of their rows; [] for an export without centres."""
+    return read_names(folder / "classes.txt") if (folder / "centres.safetensors").is_file() else []
+
+
+def read_centres(folder: Path, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Class name -> (K, D), of the `wanted` classes that it has, else of all; {} for an export without centres.
+
+    Reads a stretch of rows at a time: a rank of many never holds the whole table. Raises ExportError.
+    """
+    names, found = centre_names(folder), dict[str, Tensor]()
+    if not names:
+        return found
+    keep = set(names if wanted is None else wanted)
+    with safe_open(folder / "centres.safetensors", framework="pt") as file:
+        table = file.get_slice("centre")
+        if len(names) != (rows := table.get_shape()[0]):
+            raise ExportError(
+                f"{folder}: classes.txt has {len(names)} names, centres.safetensors {rows} rows; export that run again"
+            )
+        for at in range(0, len(names), _ROWS):
+            here = [(row, name) for row, name in enumerate(names[at : at + _ROWS]) if name in keep]
+            if here:
+                block = table[at : at + _ROWS]
+                found |= {name: block[row].clone() for row, name in here}
+    return found
 
 
 Card.model_rebuild()
