@@ -1,4 +1,4 @@
-"""Measure the loader beside others on the same images, and how many CPU cores per GPU a training config needs."""
+"""Measure the loader or the head beside others, and how many CPU cores per GPU a training config needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from jobs.job import JobConfig, Progress
-from jobs.peers.demand import DemandConfig
+from jobs.peers.demand import DemandConfig, train_config
+from jobs.peers.head.config import HeadRaceConfig
 from retrieval_train.config import ConfigError, FileName, Section, place
 from retrieval_train.rundir import RunDir, read_json, write_json, write_text
 
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from jobs.peers.photos import Images
     from jobs.peers.race import Contestant, Entry
     from jobs.peers.task import Task
-    from jobs.train import Config as TrainConfig
     from retrieval_train.world import World
 
 log = logging.getLogger(__name__)
 
-Peer = Literal["open_clip_recipe", "mosaicml", "imagefolder", "webdataset_dct"]
+Peer = Literal["open_clip_recipe", "mosaicml", "imagefolder", "webdataset_dct", "metric_learning"]
 
 
 class PeerConfig(Section):
@@ -40,11 +40,13 @@ class PeerConfig(Section):
 
 
 class Config(JobConfig):
-    """Measure the loader."""
+    """Measure the loader, or the head."""
 
     job: Literal["benchmark"]
-    what: Literal["data"] = "data"
-    """What is measured: data, the way from tars to batches."""
+    what: Literal["data", "head"] = "data"
+    """What is measured: data, the way from tars to batches; head, a step of the class centres."""
+    head: HeadRaceConfig | None = None
+    """With what: head, and then the keys of images and workers have no effect."""
     set: FileName | None = None
     """Set under shards_root whose training images are read; null draws photos of 0.65 megapixels."""
     images: int = Field(default=480, ge=64)
@@ -67,19 +69,28 @@ class Config(JobConfig):
     """A training config whose need of cores is measured."""
 
     def problems(self) -> list[tuple[str, str]]:
+        if (self.what == "head") != (self.head is not None):
+            return [("head", f"what is {self.what}: set what=head for a race of heads, and describe it under head")]
+        found = []
+        for name, peer in self.peers.items():
+            if not os.access(peer.python, os.X_OK):
+                found.append((f"peers.{name}.python", f"{peer.python} is no program"))
+        if sys.platform != "linux":
+            text = f"benchmark pins and stops processes as only Linux can, and this is {sys.platform}"
+            return [*found, ("job", text)]
+        if self.head:
+            return [*found, *self.head.problems(len(os.sched_getaffinity(0)))]
+        return found + self._problems_of_data()
+
+    def _problems_of_data(self) -> list[tuple[str, str]]:
         from shards.manifest import Manifest, ShardError
 
         found = []
-        if sys.platform != "linux":
-            found.append(("job", f"benchmark pins and stops processes as only Linux can, and this is {sys.platform}"))
-        elif (cores := len(os.sched_getaffinity(0))) < max(self.workers):
+        if (cores := len(os.sched_getaffinity(0))) < max(self.workers):
             found.append(("workers", f"{list(self.workers)} need {max(self.workers)} cores; there are {cores}"))
         if self.batch > self.images // max(self.workers):
             text = f"{self.batch} is more than each of {max(self.workers)} workers gets of {self.images} images"
             found.append(("batch", f"{text}; take a smaller batch or more images"))
-        for name, peer in self.peers.items():
-            if not os.access(peer.python, os.X_OK):
-                found.append((f"peers.{name}.python", f"{peer.python} is no program"))
         if self.set:
             try:
                 if not Manifest.load(self.shards_root / self.set).select("train"):
@@ -105,29 +116,26 @@ class Config(JobConfig):
         return found
 
 
-def train_config(demand: DemandConfig) -> TrainConfig:
-    """Raises ConfigError for one that could not be trained, or is none of a training."""
-    from jobs import job
-    from retrieval_train import config as configs
-
-    found: Any = job.check(configs.read(demand.train), where=str(demand.train))
-    if found.job != "train":
-        raise ConfigError(str(demand.train), [("job", f"'{found.job}' is not train")])
-    train: TrainConfig = found
-    return train
-
-
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
-    """Images a second per core of our loader, by race; `report.json` and `report.html` hold the rest."""
+    """Of our own by race, images a second per core or seconds a step; `report.json` and `report.html` hold the rest."""
+    if world.size > 1:
+        text = "benchmark measures in one process; say --nodes 1 --tasks-per-node 1, or --gpus-per-node 1"
+        raise ConfigError("command line", [("ranks", text)])
+    if config.head:
+        from jobs.peers.head.measure import measure
+
+        pythons = {str(name): peer.python for name, peer in config.peers.items()}
+        return measure(config.head, pythons=pythons, rounds=config.rounds, seed=config.seed, run=run, world=world)
+    return _measure_data(config, run, world)
+
+
+def _measure_data(config: Config, run: RunDir, world: World) -> dict[str, float]:
     from jobs.peers import outcome as outcomes
     from jobs.peers import tables
     from jobs.peers.photos import make_images
     from jobs.peers.race import started
     from shards.manifest import Manifest
 
-    if world.size > 1:
-        text = "benchmark measures in one process; say --nodes 1 --tasks-per-node 1, or --gpus-per-node 1"
-        raise ConfigError("command line", [("ranks", text)])
     progress = Progress(run, world, "make images", total=1, unit="sets")
     with _empty_folder(run.path / "images") as scratch:
         given = Manifest.load(config.shards_root / config.set) if config.set else None

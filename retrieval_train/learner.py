@@ -143,7 +143,7 @@ class Learner:
         return self.head.nodes if self.head is not None else None
 
     @property
-    def _together(self) -> World:
+    def together(self) -> World:
         """The ranks whose rows are compared with each other and with the classes: all of them, or those of a node."""
         return self.head.world if self.head is not None and self.head.nodes is not None else self.world
 
@@ -191,7 +191,7 @@ class Learner:
 
     def _labels(self, batch: Batch, emb_ND: Tensor) -> dict[str, Any]:
         """The rows of all ranks that are compared with each other."""
-        world = self._together
+        world = self.together
         counts = batch.counts
         if self._nodes is not None:
             first = self._nodes.rank * world.size

@@ -116,7 +116,7 @@ def test_there_is_no_drawer_for_odd_things() -> None:
     assert not [file for file in sources() if odd & set(file.relative_to(ROOT).with_suffix("").parts)]
 
 
-@pytest.mark.parametrize("job", ["train", "find_lr", "export", "evaluate", "benchmark"])
+@pytest.mark.parametrize("job", ["train", "find_lr", "export", "evaluate", "centres", "benchmark"])
 def test_the_config_of_a_job_imports_nothing_heavy(job: str) -> None:
     code = f"import sys, jobs.{job}; print(*{sorted(HEAVY)!r} & sys.modules.keys())".replace("*[", "*{").replace(
         "] &", "} &"

@@ -43,6 +43,19 @@ class DemandConfig(Section):
     """Rows of a GPU's micro-batch while that is measured; null: as the config has it, or 8 on the CPU."""
 
 
+def train_config(demand: DemandConfig) -> TrainConfig:
+    """Raises ConfigError for one that could not be trained, or is none of a training."""
+    from jobs import job
+    from retrieval_train import config as configs
+    from retrieval_train.config import ConfigError
+
+    found: Any = job.check(configs.read(demand.train), where=str(demand.train))
+    if found.job != "train":
+        raise ConfigError(str(demand.train), [("job", f"'{found.job}' is not train")])
+    train: TrainConfig = found
+    return train
+
+
 @dataclass(frozen=True)
 class Demand:
     """Of one GPU."""

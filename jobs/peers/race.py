@@ -75,15 +75,24 @@ class Rates:
 class Contestant:
     """A process that answers questions (process.py) and stands still in between."""
 
-    def __init__(self, entry: Entry, log: Path) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        log: Path,
+        *,
+        process: str = "jobs.peers.process",
+        threads: int = 1,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`process` is the module that answers; `env` are more environment variables of it."""
         self.entry, self.log = entry, log
         log.parent.mkdir(parents=True, exist_ok=True)
         python = str(entry.python or sys.executable)
         # Its own process group, in our session: if we die, the kernel wakes it and hangs up on it, stopped or not.
         self._process = subprocess.Popen(
-            [python, "-m", "jobs.peers.process", f"jobs.peers.{entry.module}"],
+            [python, "-m", process, f"jobs.peers.{entry.module}"],
             cwd=CODE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": "", **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("ab"),

@@ -73,6 +73,12 @@ NOTES = (
 
 def as_text(outcome: Outcome) -> str:
     """For the terminal."""
+    found = print_tables(tables_of(outcome))
+    return f"{found}{outcome.demand.in_words()}\n" if outcome.demand else found
+
+
+def print_tables(tables: Sequence[Table]) -> str:
+    """As lines of text."""
     import io
 
     from rich.console import Console
@@ -80,15 +86,13 @@ def as_text(outcome: Outcome) -> str:
 
     stream = io.StringIO()
     console = Console(file=stream, width=120, markup=False, highlight=False, emoji=False)
-    for table in tables_of(outcome):
+    for table in tables:
         shown = RichTable(title=f"{table.title}. {table.note}", title_justify="left", min_width=60)
         for number, column in enumerate(table.columns):
             shown.add_column(column, justify="right" if number and table.title != "Left out" else "left")
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
-    if outcome.demand:
-        console.print(outcome.demand.in_words())
     return stream.getvalue()
 
 
@@ -103,14 +107,15 @@ def write_page(outcome: Outcome, path: Path) -> None:
     notes = {tables_of(outcome)[0].title: " ".join(NOTES)}
     if outcome.demand:
         notes[_demand_table(outcome.demand).title] = outcome.demand.in_words()
-    sections = [page.Section(table.title, _as_html(table), notes.get(table.title, "")) for table in tables_of(outcome)]
+    sections = [page.Section(table.title, as_html(table), notes.get(table.title, "")) for table in tables_of(outcome)]
     sections.insert(len(outcome.races), page.Section("As a multiple of the open_clip recipe", _chart(outcome.races)))
     origin = page.facts(outcome.about) + page.command(outcome.command)
     sections.append(page.Section("How to get it again", origin))
     write_text(path, page.page("Data loaders side by side", lead=headline(outcome), sections=sections))
 
 
-def _as_html(table: Table) -> Any:
+def as_html(table: Table) -> Any:
+    """For a page."""
     from retrieval_train import page
 
     head = [[(column, 1) for column in table.columns]]

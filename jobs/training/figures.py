@@ -57,9 +57,10 @@ def peak_bytes(device: torch.device) -> float:
 
 
 def load_of(config: Config, learner: Learner) -> Load:
-    """What is asked of each rank's memory. Call it before the engine wraps the embedder."""
+    """What is asked of each rank's memory; of several heads the largest counts. Call it before the engine wraps the
+    embedder."""
     engine, parameters = config.engine, list(learner.embedder.parameters())
-    head = learner.head
+    head = max(learner.heads.values(), key=lambda head: head.num_classes * head.centre_CKD[0].numel(), default=None)
     sub_centres, dim = head.centre_CKD.shape[1:] if head is not None else (1, 0)
     return Load(
         trained=sum(p.numel() for p in parameters if p.requires_grad),

@@ -270,6 +270,6 @@ def _put(head: Head, class_C: Collection[int], mean_CD: Tensor) -> None:
         centre_MKD = head.centre_CKD[row_M]
         dim = mean_MD.shape[1]
         random_MKD = centre_MKD[..., :dim] * (_SPREAD if head.rule.sub_centres > 1 else 0.0)
+        # a bias behind these columns is 0 as it is
         centre_MKD[..., :dim] = mean_MD[:, None].to(centre_MKD) + random_MKD
-        centre_MKD[..., dim:] = 0
         head.centre_CKD[row_M] = centre_MKD

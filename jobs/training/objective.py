@@ -9,6 +9,7 @@ aux:
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter
@@ -59,9 +60,21 @@ def problems(config: Config) -> list[tuple[str, str]]:
         if getattr(config.data, key) is not None and not takers:
             names = ", ".join(loss.name for loss in losses)
             found.append((f"data.{key}", f"no loss here takes it ({names}); leave it out or add one under aux"))
+    found += _of_micro_batches(config)
     taken = {"main", *config.loss.heads(dim=1)}
     found += [(f"aux.{name}", "is a name of the main loss; choose another one") for name in config.aux if name in taken]
     return found + [problem for key, head in _heads(config) for problem in _of_head(config, key, head)]
+
+
+def _of_micro_batches(config: Config) -> Iterator[tuple[str, str]]:
+    """Means over labelled and unlabelled rows together have no weights: all micro-batches must have as many of both."""
+    if config.data.unlabelled is None:
+        return
+    parts = config.engine.accumulate
+    for key, rows in (("data.batch", config.data.batch), ("data.unlabelled.batch", config.data.unlabelled.batch)):
+        if rows % parts:
+            text = f"{rows} rows make no {parts} equal micro-batches, and with data.unlabelled unequal ones would be"
+            yield key, f"{text} another loss; take a multiple of engine.accumulate"
 
 
 class _Term(NamedTuple):
@@ -199,7 +212,7 @@ class _Maker:
             self._labels.names,
             dim=dim,
             world=self._world,
-            seed=self._config.seed + (sum(name.encode()) if name else 0),
+            seed=self._config.seed + zlib.crc32(name.encode()),  # 0 for the main head: crc32 of nothing is 0
             domains=self._labels.domains,
             counts=self._labels.counts_C,
             nodes=self._nodes,

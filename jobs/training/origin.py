@@ -32,10 +32,11 @@ Change = tuple[str, Any, Any]
 """A dotted path, its value there and here."""
 ABSENT = object()
 
-_TENSORS = ("backbone", "neck", "lora", "head.sub_centres")
+_TENSORS = ("backbone", "neck", "lora", "head.sub_centres", "head.bias")
 _BUT_NO_TENSORS = ("backbone.drop_path", "lora.dropout", "lora.alpha")
 _FROZEN = ("backbone.weights", "inputs.backbone.weights", "init", "inputs.init")
 """Where the weights come from that LoRA leaves alone and checkpoints leave out."""
+_BUT_NO_WEIGHTS = ("init.centres", "init.new_classes", "init.mean_images")
 _ORDER = ("data.order", "data.mixture", "inputs.data")
 _JUDGE = ("evaluate", "inputs.evaluate")
 
@@ -195,7 +196,7 @@ def _is_lora(saved: Mapping[str, Any], config: Config) -> bool:
 def _is_fixed(path: str, config: Config, *, is_lora: bool) -> bool:
     """Whether the state of a run with another value there cannot be taken over."""
     if _is_in(path, _FROZEN):
-        return is_lora
+        return is_lora and not _is_in(path, _BUT_NO_WEIGHTS)
     if _is_in(path, _ORDER):  # shares that follow the losses are settled from the first step on
         return getattr(config.data.order, "share", None) == "loss"
     return _is_in(path, _TENSORS) and not _is_in(path, _BUT_NO_TENSORS)

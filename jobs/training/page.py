@@ -17,6 +17,8 @@ def write_page(run: RunDir, *, judged: tuple[list[int], list[float]], metric: st
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     curves = [page.curve({metric: judged}, ylabel=f"{metric} on the way")] if judged[0] else []
     curves += [page.curve({run.path.name: _points(lines, key)}, ylabel=y) for key, y in _SHOWN.items()]
+    terms = {key.partition("/")[2]: _points(lines, key) for key in (lines or [{}])[-1] if key.startswith("loss_of/")}
+    curves += [page.curve(terms, ylabel="each loss, without its weight")] if terms else []
     body = Markup("").join(curves)
     last = next((line["loss"] for line in reversed(lines) if line["loss"] is not None), float("nan"))
     images = lines[-1]["images"] if lines else 0

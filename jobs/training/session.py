@@ -248,7 +248,7 @@ class Session:
         if origin is None:
             return
         folder = origin.fetch(self._config, self._run, self._world)
-        self._take(still_true(self.engine.load(folder), self._config))
+        self._take(still_true(self.engine.load(folder, new_classes=True), self._config))
         log.info("going on from %s", folder)
 
     def _restore(self, saved: dict[str, Any]) -> None:

@@ -33,7 +33,8 @@ class CentreStep:
 
     def lr_of_group(self) -> dict[str, float]:
         """One learning rate for all heads; nothing where there is none."""
-        return {"centres": float(table.optimizer.param_groups[0]["lr"]) for table in self._tables.values()}
+        found = [float(table.optimizer.param_groups[0]["lr"]) for table in self._tables.values()]
+        return {"centres": found[0]} if found else {}
 
     def squared_norm(self, *, scale: float = 1.0) -> Tensor:
         """The sum of squared gradients over all ranks' centres, after they were divided by `scale`. Collective."""
@@ -163,7 +164,8 @@ def _refuse(folder: Path, lacking: list[str], head: Head) -> None:
     if total := sum(head.world.every(len(lacking))):
         few = ", ".join([name for names in head.world.every(lacking[:3]) for name in names][:3])
         raise CheckpointError(
-            f"{folder} has no centres for {total} of the classes ({few} ...); were classes added since? go on from it in a run of its own, with --continue-from and --force-config"
+            f"{folder} has no centres for {total} of the classes ({few} ...); were classes added since? go on from it in a "
+            "run of its own, with --continue-from and --force-config"
         )
 
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from retrieval_train.learner import views
+
 if TYPE_CHECKING:
     from retrieval_train.data.batch import Batch
     from retrieval_train.engine.engine import Engine
@@ -142,7 +144,7 @@ def _in_backward(learner: Learner, batch: Batch, grad_ND: Tensor) -> str:
     embedder.eval()
     try:
         with _outputs_told(embedder, watch.watch_layer), torch.enable_grad():
-            emb_ND = embedder(batch.image_NCHW.to(learner.world.device))
+            emb_ND = embedder(torch.cat([view.image_NCHW for view in views(batch).values()]).to(learner.world.device))
         torch.autograd.grad(emb_ND, list(weights.values()), grad_ND, allow_unused=True)
     finally:
         embedder.train()

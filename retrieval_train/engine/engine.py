@@ -80,8 +80,11 @@ class Engine(Protocol):
         """This rank's share of the whole training state, copied to the CPU: training may go on. Collective."""
         ...
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Take the state back, whatever stage and world size wrote it; the `extra` that was saved. Collective."""
+    def load(self, folder: Path, *, new_classes: bool = False) -> dict[str, Any]:
+        """Take the state back, whatever stage and world size wrote it; the `extra` that was saved. Collective.
+
+        A class that it has no centre of is an error, but with `new_classes`: then that centre stays what it is.
+        """
         ...
 
     def embedding(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:

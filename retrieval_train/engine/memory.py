@@ -21,7 +21,7 @@ from typing import Literal
 Stage = Literal[0, 1, 2, 3]
 Place = Literal["device", "cpu", "nvme"]
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,12 @@ class Load:
     """Rows of the global batch."""
     accumulate: int = 1
     """Micro-batches that make one step."""
-    logit_copies: int = 3
-    """Tensors of the logits' size that head and loss keep for the backward."""
+    sample_rate: float = 1.0
+    """Share of the classes that a step compares with; those of its images, which come on top, are taken to be few."""
+    logits_mb: int = 2048
+    """Logits of this rank that are kept from forward to backward, in MiB; what does not fit is computed again."""
+    block_mb: int = 256
+    """Logits that are computed at once: 256 MiB on a GPU, 2 on the CPU."""
 
     @property
     def rows_at_once(self) -> int:
@@ -83,9 +87,10 @@ class Memory:
     """Weights of other ranks, only from forward to backward (stage 3)."""
     buckets: int
     centres: int
-    """This rank's class centres with gradient and moments."""
+    """This rank's class centres with gradient and moments; of sampled classes also the copy that is compared with."""
     logits: int
-    """Of one micro-batch against this rank's classes, and the normalised centres; only from forward to backward."""
+    """Of one micro-batch against this rank's classes, where they are kept, and a block or two; with micro-batches also
+    the gradient that is added to that of those before. Only from forward to backward."""
     host: int
     """What was offloaded, in the host's memory; pinned buffers for NVMe are not counted."""
 
@@ -121,9 +126,7 @@ def memory_of(load: Load) -> Memory:
     if load.weights != "device":
         host += weights if load.weights == "cpu" else 0
         weights = 0
-    classes = _ceil(load.classes, load.ranks)
-    table = 4 * classes * load.sub_centres * load.dim
-    a_class = load.logit_copies + (load.sub_centres if load.sub_centres > 1 else 0)
+    centres, logits = _of_head(load)
     return Memory(
         weights=weights,
         float32_copy=float32_copy,
@@ -132,10 +135,25 @@ def memory_of(load: Load) -> Memory:
         updating=updating,
         gathered=gathered,
         buckets=load.bucket_bytes if load.stage >= 1 else 0,
-        centres=table * (2 + load.moments),
-        logits=4 * _ceil(load.rows, load.accumulate) * classes * a_class + table,
+        centres=centres,
+        logits=logits,
         host=host,
     )
+
+
+def _of_head(load: Load) -> tuple[int, int]:
+    """`centres` and `logits`."""
+    classes = _ceil(load.classes, load.ranks)
+    table = 4 * classes * load.sub_centres * load.dim
+    sampled, is_sampled = int(table * load.sample_rate), load.sample_rate < 1
+    # a sample is copied; that of each micro-batch stays until the step
+    gradients = 2 * sampled * load.accumulate if is_sampled else table
+    compared = _ceil(load.rows, load.accumulate) * int(classes * load.sample_rate)
+    kept = 4 * compared if 4 * compared <= load.logits_mb * MIB else 0
+    choices = compared if kept and load.sub_centres > 1 else 0  # a byte that says which sub-centre is the nearest
+    block = min(4 * compared * load.sub_centres, load.block_mb * MIB) * (1 if kept else 2)  # the last one and the next
+    added = table if load.accumulate > 1 and not is_sampled else 0
+    return table * (1 + load.moments) + gradients, kept + choices + block + added
 
 
 def _check(load: Load) -> None:

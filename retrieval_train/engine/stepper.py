@@ -167,9 +167,10 @@ class Stepper:
         sam, climbed = self.optimizer.sam, []
         assert sam is not None
         replicated, sharded = list(self.half.trained.values()), self.learner.sharded()
+        before, classes_world = _copies(self._running), self.learner.together
 
         def climb(done: Pass, scale: float) -> None:
-            climbed.append(sam.climb(replicated, sharded, scale=scale, world=self._world))
+            climbed.append(sam.climb(replicated, sharded, scale=scale, world=classes_world))
 
         def descend_and_step(done: Pass, scale: float) -> float:
             climbed.pop().descend()
@@ -179,6 +180,7 @@ class Stepper:
         if not climbed:  # its gradients were not finite
             return first
         running = _copies(self._running)
+        _put(self._running, before)  # the same loss again: a memory of embeddings does not have these rows yet
         second = self._pass(micro_batches, lr_factor, act=descend_and_step)
         _put(self._running, running)  # batch norm has seen these rows once, with the weights that are kept
         if climbed:  # those of the second were not
@@ -238,7 +240,7 @@ class Stepper:
             "extra": extra,
         }
 
-    def load(self, folder: Path) -> dict[str, Any]:
+    def load(self, folder: Path, *, new_classes: bool = False) -> dict[str, Any]:
         state = checkpoint.read_state(folder, self._world)
         weights = checkpoint.Tensors(folder, "model.safetensors")
         moments = checkpoint.Tensors(folder, "optimizer-*.safetensors")
@@ -260,8 +262,11 @@ class Stepper:
             }
             self.half.put(name, whole, kept)
         checkpoint.read_buffers(folder, self.learner.embedder)
-        self.centres.load(folder, updates=updates)
-        checkpoint.read_running(folder, self.learner.running())
+        self.centres.load(folder, updates=updates, new_classes=new_classes)
+        running = self.learner.running()
+        if new_classes:  # a loss's memory holds numbers of classes, which may be others now: it fills itself again
+            running = {name: tensor for name, tensor in running.items() if "loss" not in name.split(".")}
+        checkpoint.read_running(folder, running)
         if self._loss_scale:
             self._loss_scale.take_state(state.get("loss_scale", {}))
         self.step, self.updates = state["step"], updates

@@ -145,6 +145,8 @@ class Head(nn.Module):
             row_domain_B = pairs.row_P.new_full((rows,), -1)
             row_domain_B[pairs.row_P] = self._domain_of[pairs.class_P]
             ends = [0, *((domain_C[1:] != domain_C[:-1]).nonzero().flatten() + 1).tolist(), num_columns]
+        if num_columns == 0:  # none of this rank's classes was sampled
+            ends = []
         column_Q, order_Q = pairs.column_Q.sort(stable=True)
         row_Q, blocks = pairs.row_P[pairs.mine_Q][order_Q], []
         for start, stop in pairwise(ends):

@@ -15,7 +15,7 @@ import torch
 
 from jobs import evaluate, train
 from jobs.export import write_export
-from jobs.training import judge
+from jobs.training import judge, objective
 from jobs.training.judge import Judge, Patience
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
@@ -27,8 +27,6 @@ from retrieval_train.engine.saving import Checkpoints
 from retrieval_train.engine.snapshot import Snapshot
 from retrieval_train.engine.stop import Stop
 from retrieval_train.evaluation import embed
-from retrieval_train.heads.centres import Head
-from retrieval_train.learner import Learner
 from retrieval_train.rundir import RunDir, read_json
 from retrieval_train.world import Alone, World
 from shards.cli import main
@@ -113,8 +111,7 @@ def start(
         seed=config.seed,
         view=view,
     )
-    head = Head(config.head, loader.labels.names, dim=embedder.dim, world=world, seed=config.seed)
-    learner = Learner(embedder, head, config.loss, world, loader.labels.domains)
+    learner = objective.build(config, embedder, loader.labels, world)
     schedule = config.schedule.build(STEPS, epoch_steps=loader.epoch_steps, batch=config.data.batch)
     engine = config.engine.build(learner, config.optimizer, schedule, seed=config.seed)
     done = Start(run, config)
@@ -154,14 +151,14 @@ def start(
 
 def judged_twice(world: World, root: Path, sets: Path) -> dict[str, Any]:
     """By engine: what the judge says of some steps, and what the evaluate job says of their exports."""
-    out = {}
+    out: dict[str, Any] = {}
     for engine in ({"name": "plain"}, {"name": "zero", "stage": 3}):
         folder, job = root / str(engine["name"]), {}
         done = start(world, RunDir(folder / "train"), train_config(sets, engine), {"every_steps": 4}, keep=99)
         assert done.judge is not None
         for step in done.judge.curve[0][1:]:
             job[step] = evaluated(world, folder, done, step)
-        out[engine["name"]] = (done.figures, done.judge.curve, job, done.run.embeddings.exists())
+        out[str(engine["name"])] = (done.figures, done.judge.curve, job, done.run.embeddings.exists())
     return out
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from jobs import evaluate, job, train
+from jobs import evaluate, find_lr, job, train
 from jobs.job import Preempted
 from retrieval_train import config as configs
 from retrieval_train.engine.stepper import Stepper
@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "consistency": {
         "head": ARCFACE,
         "aux": {"same": {"weight": 100, "loss": {"name": "consistency"}}},
-        "data": {**SHAPES, "strong": STRONG, "unlabelled": {"mixture": {"tags": 1.0}, "batch": 5}},
+        "data": {**SHAPES, "strong": STRONG, "unlabelled": {"mixture": {"tags": 1.0}, "batch": 6}},
     },
     "simsiam": {
         "head": None,
@@ -181,6 +181,7 @@ def test_every_term_is_told_and_with_its_weight_they_are_the_loss(whole: Whole, 
         assert all(told.values()), "a term that is 0 has not looked at anything"
     page = run.page.read_text()
     assert "<html" in page and f"{STEPS} steps" in page
+    assert ("each loss, without its weight" in page) == (len(weights) > 1)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -200,6 +201,14 @@ def test_the_export_is_judged_as_the_run_was_and_has_no_layers_of_losses(whole: 
     assert bool(kept) == (name in WITH_LAYERS) and all(tensor.startswith(layers) for tensor in kept)
 
 
+def test_micro_batches_of_labelled_and_unlabelled_rows_have_the_losses_of_the_batch(
+    tmp_path: Path, sets: Path, whole: Whole
+) -> None:
+    given = values(sets, {"name": "plain", "accumulate": 2}, evaluate=None, **CASES["consistency"])
+    run = trained(Alone(), RunDir(tmp_path), given)
+    assert losses_of(run) == pytest.approx(losses_of(RunDir(whole[0] / "consistency")), rel=1e-4, abs=1e-6)
+
+
 def interrupted(world: World, root: Path, given: dict[str, Any], step: int) -> None:
     """Train up to a SIGTERM that the last rank gets after `step`."""
     stepped = Stepper.train_step
@@ -210,7 +219,7 @@ def interrupted(world: World, root: Path, given: dict[str, Any], step: int) -> N
             os.kill(os.getpid(), signal.SIGTERM)
         return report
 
-    Stepper.train_step = and_a_signal  # type: ignore[method-assign]
+    Stepper.train_step = and_a_signal  # type: ignore[method-assign, assignment]
     try:
         with contextlib.suppress(Preempted):
             trained(world, RunDir(root), given)
@@ -250,3 +259,11 @@ def test_a_next_stage_with_a_head_begins_from_an_export_without_class_centres(
     given = values(sets, {"name": "plain"}, head=ARCFACE, data=SHAPES, init={"model": str(whole[0] / "simsiam/export")})
     run = trained(Alone(), RunDir(tmp_path / "next"), given)
     assert (run.export / "centres.safetensors").is_file() and len(lines_of(run)) == STEPS
+
+
+def test_the_learning_rate_of_a_loss_without_class_centres_is_found(tmp_path: Path, sets: Path) -> None:
+    given = values(sets, {"name": "plain"}, **CASES["simsiam"]) | {"job": "find_lr", "find": {"steps": 10}}
+    config = job.check(given, where="a config")
+    assert isinstance(config, find_lr.Config)
+    assert find_lr.run(config, RunDir(tmp_path), Alone())["steps"] == 10
+    assert read_json(tmp_path / "report.json")["ending"] == "finished"

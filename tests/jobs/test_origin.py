@@ -135,6 +135,17 @@ def test_a_changed_config_yaml_is_refused_with_its_fields(first: RunDir, sets: P
     assert start(tmp_path / "copy", config(tmp_path, sets, data=workers)).state == "done", "a place may change"
 
 
+def test_classes_may_come_and_go_between_two_runs(first: RunDir, sets: Path, tmp_path: Path) -> None:
+    origin = {"checkpoint": str(first.checkpoint(4)), "force_config": True}
+    fewer = config(tmp_path, sets, origin=origin, data={"mixture": {"shapes": 1.0}, "batch": 12, "workers": 0})
+    second = start(tmp_path / "fewer", fewer)
+    assert "4 of its classes are gone" in second.log(0).read_text()
+    origin = {"checkpoint": str(second.checkpoint(6)), "force_config": True}
+    third = start(tmp_path / "more", config(tmp_path, sets, origin=origin, length={"steps": STEPS + 2}))
+    assert "4 classes are new (grey/c0, grey/c1, grey/c2 ...): centres begin at random" in third.log(0).read_text()
+    assert sorted(figures(third)) == [STEPS + 1, STEPS + 2]
+
+
 # --- ranks
 
 

@@ -1,30 +1,72 @@
-"""Sets whose images have several labels are refused before anything starts, not trained on as if they had none."""
+"""Sets whose images have several labels: losses and rules that cannot take them are refused, and so is evaluation."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from jobs import evaluate
-from retrieval_train.data.config import DataConfig
-from shards.cli import main
-from tests.shards.conftest import picture
+import pytest
+
+from jobs import evaluate, job
+from retrieval_train.config import ConfigError
+from tests.jobs.test_objectives import values
+from tests.retrieval_train.data.conftest import make_sets, make_tags
+
+ONE = "takes images with one label each, and a set of data.mixture has several; take another"
+ARCFACE = {"name": "arcface"}
+CURRICULAR = {"name": "curricularface"}
 
 
-def test_training_and_evaluation_refuse_them(tmp_path: Path) -> None:
-    lines = ["image,labels"]
-    for n in range(20):
-        (tmp_path / f"{n}.jpg").write_bytes(picture(n))
-        lines.append(f'{n}.jpg,"all,tag{n % 3}"')
-    (tmp_path / "tags.csv").write_text("\n".join(lines))
-    table = ["make", "table", str(tmp_path / "tags.csv"), "--labels-column", "labels"]
-    assert main([*table, "--out", str(tmp_path / "sets/tags")]) == 0
-    [(where, why)] = DataConfig(mixture={"tags": 1.0}, batch=2).problems(tmp_path / "sets")
-    assert (where, why[:31]) == ("data.mixture.tags", "has images with several labels,")
-    config = evaluate.Config.model_construct(
-        shards_root=tmp_path / "sets",
-        data=evaluate.EvaluationData(set="tags"),
-        model=tmp_path,
-        compare={},
-        baselines=(),
-    )
-    assert ("data.set", "set 'tags' has images with several labels, and no metric here takes them") in config.problems()
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shards_root with `tags` and, with one label an image, `more`."""
+    return make_tags(make_sets(tmp_path_factory.mktemp("sets")))
+
+
+def problems(sets: Path, **more: Any) -> list[tuple[str, str]]:
+    data = {"mixture": {"tags": 1.0, "more": 1.0}, "batch": 4}
+    try:
+        job.check(values(sets, {"name": "plain"}, evaluate=None, data=data, **more), where="a config")
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "name"),
+    [
+        ({"head": ARCFACE, "loss": {"name": "focal"}}, "loss", "focal"),
+        ({"head": None, "loss": {"name": "xbm"}}, "loss", "xbm"),
+        ({"head": CURRICULAR}, "head", "curricularface"),
+        ({"head": CURRICULAR, "aux": {"more": {"loss": {"name": "bce"}}}}, "head", "curricularface"),
+        ({"head": None, "loss": {"name": "triplet"}, "aux": {"x": {"loss": {"name": "xbm"}}}}, "aux.x.loss", "xbm"),
+        (
+            {"head": ARCFACE, "aux": {"x": {"head": CURRICULAR, "loss": {"name": "bce"}}}},
+            "aux.x.head",
+            "curricularface",
+        ),
+    ],
+)
+def test_what_takes_one_label_an_image_is_told_once(
+    tagged: Path, objective: dict[str, Any], key: str, name: str
+) -> None:
+    assert problems(tagged, **objective) == [(key, f"'{name}' {ONE}")]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce", "proxy_anchor", "triplet", "supcon", "multi_similarity"])
+def test_what_takes_several_is_not_refused(tagged: Path, loss: str) -> None:
+    has_head = loss in ("softmax", "bce", "proxy_anchor")
+    assert problems(tagged, head=ARCFACE if has_head else None, loss={"name": loss}) == []
+
+
+def test_evaluation_on_them_is_refused(tagged: Path) -> None:
+    text = "set 'tags' has images with several labels, and no metric here takes them"
+    assert ("set", text) in evaluate.EvaluationData(set="tags").problems(tagged)
+    assert ("evaluate.set", text) in problems_of_judge(tagged)
+
+
+def problems_of_judge(sets: Path) -> list[tuple[str, str]]:
+    data = {"mixture": {"tags": 1.0}, "batch": 4}
+    with pytest.raises(ConfigError) as told:
+        job.check(values(sets, {"name": "plain"}, data=data, head=ARCFACE, evaluate={"set": "tags"}), where="a config")
+    return told.value.problems

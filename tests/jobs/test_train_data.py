@@ -179,13 +179,13 @@ def test_the_image_size_changes_and_a_run_goes_on_exactly_in_either_stretch(
             TINY,
             {"strong": {"preset": "ucu_strong"}},
             "data.strong ",
-            "'softmax' takes one view of labelled images only",
+            r"no loss here takes it \(softmax\); leave it out or add one under aux",
         ),
         (
             TINY,
             {"unlabelled": {"mixture": {"more": 1.0}, "batch": 4}},
             "data.unlabelled ",
-            "'softmax' takes one view of labelled images only; leave it out",
+            r"no loss here takes it \(softmax\); leave it out or add one under aux",
         ),
     ],
 )

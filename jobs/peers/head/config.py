@@ -39,6 +39,13 @@ class HeadRaceConfig(Section):
     """Processes of each contestant, which share its cores and classes: one race each."""
     cores: int = Field(default=2, ge=1)
     """CPU cores of each contestant: at least one a rank."""
+    beside: tuple[Literal["partial_fc", "metric_learning", "bf16", "sampled"], ...] = (
+        "partial_fc",
+        "metric_learning",
+        "bf16",
+        "sampled",
+    )
+    """Who takes part beside this suite's head and the bare products; bf16 and sampled are other ways to run it."""
     sample_rate: float = Field(default=0.1, gt=0, lt=1)
     """Share of the classes, for those that sample."""
     steps: int = Field(default=2, ge=1)

@@ -1,12 +1,13 @@
-"""ArcFaceLoss of pytorch-metric-learning, with torch's optimizer in its fused form, in one process: it cannot share classes."""
+"""ArcFaceLoss of pytorch-metric-learning with torch's fused optimizers, in one process: it cannot share classes."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-import pytorch_metric_learning.losses
-
 from jobs.peers.head.task import LR, MARGIN, SCALE, Step, Task, embeddings, fill_centres, labels
+
+losses: Any = importlib.import_module("pytorch_metric_learning.losses")
 
 
 def build(task: Task, world: Any) -> Step:
@@ -15,7 +16,7 @@ def build(task: Task, world: Any) -> Step:
     import torch
 
     assert task.ranks == 1, "classes are not shared"
-    loss = pytorch_metric_learning.losses.ArcFaceLoss(task.classes, task.dim, margin=math.degrees(MARGIN), scale=SCALE)
+    loss = losses.ArcFaceLoss(task.classes, task.dim, margin=math.degrees(MARGIN), scale=SCALE)
     fill_centres(loss.W.detach().T, task)
     kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[task.optimizer]
     optimizer = kind([loss.W], lr=LR, weight_decay=0.0, fused=True)
@@ -27,6 +28,6 @@ def build(task: Task, world: Any) -> Step:
         optimizer.step()
         optimizer.zero_grad()
         emb_BD.grad = None
-        return float(value)
+        return float(value.detach())
 
     return step

@@ -40,7 +40,7 @@ def build(task: Task, world: World) -> Step:
         centres.squared_norm()  # the engine clips, and reports it
         centres.step(lr_factor=1.0, clip_factor=1.0)
         emb_ND.grad = None
-        return float(value.loss)
+        return float(value.loss.detach())
 
     return step
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 Step = Callable[[], float]
 """Forward, backward and update; gives the loss."""
@@ -18,6 +18,7 @@ Step = Callable[[], float]
 MARGIN, SCALE = 0.5, 64.0
 """ArcFace's own (Deng et al., CVPR 2019): radians, and what cosines are multiplied by."""
 LR = 1e-3
+_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ def embeddings(task: Task) -> Tensor:
     """(N, D), a leaf: this rank's rows."""
     import torch
 
-    generator = torch.Generator().manual_seed(task.seed)
-    emb_BD = torch.randn(task.batch, task.dim, generator=generator)
+    emb_BD = torch.randn(task.batch, task.dim, generator=_generator(task, 1))
     return emb_BD[task.rows.start : task.rows.stop].clone().requires_grad_()
 
 
@@ -70,7 +70,7 @@ def labels(task: Task) -> Iterator[Tensor]:
     """(B,) of every step, without end: each has its own, so that a sample of the classes is another every time."""
     import torch
 
-    generator = torch.Generator().manual_seed(task.seed + 1)
+    generator = _generator(task, 2)
     while True:
         yield torch.randint(task.classes, (task.batch,), generator=generator)
 
@@ -79,9 +79,12 @@ def fill_centres(centre_CD: Tensor, task: Task) -> None:
     """This rank's centres, in place: the same for every contestant, and no second table."""
     import torch
 
-    with torch.no_grad():
-        for row, number in zip(centre_CD.split(_BLOCK), range(task.mine.start, task.mine.stop, _BLOCK), strict=True):
-            row.normal_(generator=torch.Generator().manual_seed(task.seed * 1_000_003 + number))
+    generator = _generator(task, 3 + task.rank)
+    for part_cD in centre_CD.split(_PART):
+        part_cD.copy_(torch.randn(part_cD.shape, generator=generator))
 
 
-_BLOCK = 4096
+def _generator(task: Task, which: int) -> Generator:
+    import torch
+
+    return torch.Generator().manual_seed(task.seed * 1_000_003 + which)

@@ -145,9 +145,32 @@ def activation(engine: Stepper, part: int, row: int) -> Any:
     return engine.learner.embedder.get_submodule("backbone.0").register_forward_hook(in_row(part, row, math.inf))
 
 
-def logit(engine: Stepper, part: int, row: int) -> Any:
-    """Of a row of the global batch, that may be another rank's."""
-    return engine.learner.head.register_forward_hook(in_row(part, row, math.nan))
+class NanLogits:
+    """Of a row of the global batch, that may be another rank's, with this rank's classes."""
+
+    def __init__(self, engine: Stepper, part: int, row: int) -> None:
+        assert engine.learner.head is not None
+        self.head, calls = engine.learner.head, itertools.count()
+        score: Any = self.head.score
+
+        def spoiled(block: Any) -> Any:
+            def spoil(number: int) -> Any:
+                logit_bc, row_b = block(number)
+                logit_bc[row] = math.nan
+                return logit_bc, row_b
+
+            return spoil
+
+        def poisoned_score(*args: Any, **kwargs: Any) -> Any:
+            scored = score(*args, **kwargs)
+            if next(calls) % MICRO == part:
+                scored.block = spoiled(scored.block)
+            return scored
+
+        self.head.score = poisoned_score  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        del self.head.score
 
 
 class Broken:
@@ -171,6 +194,7 @@ def large(engine: Stepper, part: int, row: int) -> Any:
 
 
 def centre_gradient(engine: Stepper, part: int, row: int) -> Any:
+    assert engine.learner.head is not None
     return engine.learner.head.centre_CKD.register_hook(lambda grad: grad * math.nan)
 
 
@@ -178,6 +202,7 @@ class NanCentre:
     """The first class of this rank."""
 
     def __init__(self, engine: Stepper, part: int, row: int) -> None:
+        assert engine.learner.head is not None
         self.centre = engine.learner.head.centre_CKD.data
         self.before = self.centre[0].clone()
         self.centre[0, 0, 3] = math.nan
@@ -266,7 +291,12 @@ EXPLAINED: list[tuple[Poison, list[int], int, str]] = [
     (activation, [1], 1, "rank 1: first in the output of backbone.0; samples toys/1-4"),
     (embedding, [0], 0, "rank 0: first in the output of neck; samples toys/0-1"),
     (NanCentre, [1], 0, "rank 1: in the class centres of toys/c"),
-    (logit, [1], 0, "rank 0: in the loss (nan) or its gradient, of finite embeddings and centres; samples toys/0-1"),
+    (
+        NanLogits,
+        [1],
+        0,
+        "rank 0: in the loss (nan) or its gradient, of finite embeddings and centres; samples toys/0-1",
+    ),
     (Broken, [1], 0, "rank 1: first in the backward of backbone.3; samples toys/0-3, toys/0-4, toys/0-5"),
     (bias, [0], 0, "rank 0: first in the gradient of neck.bias"),
 ]

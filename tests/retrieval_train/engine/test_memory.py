@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from retrieval_train.losses import softmax
 from retrieval_train.world import World
 from tests.processes import run_ranks
 from tests.retrieval_train.engine.test_engines import CLASSES, ROWS, micro_batches
+from tests.retrieval_train.heads.held import most_held_by_head, rank_alone
 
 WIDTH, LAYERS, BUCKET_MB = 256, 40, 1.0  # the share of a rank is many tensors: ZeRO copies whole ones
 
@@ -148,10 +149,26 @@ def test_16_bit_weights_have_float32_copies_at_every_stage() -> None:
 
 
 def test_a_known_example_of_many_classes() -> None:
-    """349 thousand classes with three centres of 512: 8.6 GB with Adam; the logits of 8192 rows, a 32nd, 1.07 GB each
-    (three sub-centres: the cosines are three times that)."""
+    """349 thousand classes with three centres of 512: 8.6 GB with Adam; the logits of 8192 rows, a 32nd, 0.36 GB."""
     whole = memory_of(Load(trained=0, classes=349_000, sub_centres=3, dim=512))
     assert whole.centres == pytest.approx(8.6e9, rel=0.01)
-    load = Load(trained=0, ranks=32, classes=349_000, sub_centres=1, dim=512, rows=8192, logit_copies=3)
+    load = Load(trained=0, ranks=32, classes=349_000, sub_centres=1, dim=512, rows=8192)
+    block = 256 * 2**20
+    assert memory_of(load).logits == pytest.approx(0.357e9 + block, rel=0.01)
+    assert memory_of(replace(load, logits_mb=300)).logits == 2 * block, "they do not fit: all are computed again"
+    tenth = memory_of(replace(load, sample_rate=0.1))
+    table = memory_of(load).centres / 4
+    assert tenth.centres == pytest.approx(table * (3 + 2 * 0.1), rel=0.01)
+    assert tenth.logits == pytest.approx(2 * 0.0357e9, rel=0.01), "kept, and a block that is all of them"
+
+
+@pytest.mark.parametrize(("ranks", "sub_centres", "logits_mb"), [(1, 1, 2048), (4, 1, 2048), (1, 1, 31), (1, 2, 2048)])
+def test_what_head_and_loss_hold_is_what_the_formula_says(ranks: int, sub_centres: int, logits_mb: int) -> None:
+    """The table itself was there before."""
+    rows, dim, names = 256, 32, [f"toys/{number:05d}" for number in range(32_768)]
+    rule = arcface.Config(logits_mb=logits_mb, sub_centres=sub_centres)
+    sizes: dict[str, Any] = {"ranks": ranks, "classes": len(names), "sub_centres": sub_centres, "dim": dim}
+    load = Load(trained=0, moments=0, rows=rows, logits_mb=logits_mb, block_mb=2, **sizes)
     memory = memory_of(load)
-    assert memory.logits - 4 * math.ceil(349_000 / 32) * 512 == pytest.approx(3 * 0.357e9, rel=0.01)
+    said = memory.centres // 2 + memory.logits
+    assert most_held_by_head(rank_alone(ranks), rule, rows, names, dim) == pytest.approx(said, rel=0.2)

@@ -31,7 +31,7 @@ ONE_EACH = [[3], [9], [], [10], [4], [7], [3], [8], [], [6], [5]]
 """One label each, or none; nobody is of the first three classes, so a rank may have no row's class."""
 SEVERAL = [[3, 5], [9], [], [10], [0, 3, 4], [7, 8], [1], [6, 9], [], [6], [0, 1, 2, 3, 4, 5]]
 """The last row is of all classes of its domain."""
-COUNTS = {1: [11], 2: [10, 1], 3: [3, 1, 7], 4: [3, 1, 5, 2]}
+COUNTS = {1: [11], 2: [10, 1], 3: [4, 0, 7], 4: [3, 1, 5, 2]}
 """Rows of each rank, by the number of ranks."""
 
 
@@ -91,9 +91,10 @@ class Found(NamedTuple):
 # --- one process, all logits
 
 
-def dense(task: Task, kept_C: Tensor | None = None) -> Found:
-    """`kept_C`: which classes there are; the others might as well not exist."""
-    emb_BD, centre_CKD = task.emb_BD.clone().requires_grad_(), task.centre_CKD.clone().requires_grad_()
+def dense(task: Task, kept_C: Tensor | None = None, table_CKD: Tensor | None = None) -> Found:
+    """`kept_C`: which classes there are, the others might as well not exist; `table_CKD`: other centres than the task's."""
+    emb_BD = task.emb_BD.clone().requires_grad_()
+    centre_CKD = (task.centre_CKD if table_CKD is None else table_CKD).clone().requires_grad_()
     rule, row_P, class_P = task.rule, task.row_P, task.class_P
     score_BC = _scores(rule, emb_BD, centre_CKD)
     margin_C = rule.margins(torch.tensor(IMAGES_C))
@@ -144,7 +145,7 @@ def written_out(loss: LossConfig, logit_BC: Tensor, own_BC: Tensor, there_BC: Te
         case proxy_anchor.Config():
             pull_BC = (loss.delta * scale - logit_BC).exp() * own_BC
             push_BC = (loss.delta * scale + logit_BC).exp() * (~own_BC & there_BC)
-            pulled = (1 + pull_BC.sum(0)).log().sum() / own_BC.any(0).sum()
+            pulled = (1 + pull_BC.sum(0)).log().sum() / own_BC.any(0).sum().clamp(min=1)
             return (pulled + (1 + push_BC.sum(0)).log().sum() / there_B[0]).expand(len(logit_BC))
         case softmax.Config():
             smooth = loss.label_smoothing
