@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,7 @@ from retrieval_train.engine.stragglers import clock_skew_s, host_facts
 if TYPE_CHECKING:
     from jobs.train import Config
     from retrieval_train.engine.engine import Precision, Report
+    from retrieval_train.heads.centres import Head
     from retrieval_train.learner import Learner
     from retrieval_train.world import World
 
@@ -61,19 +62,28 @@ def load_of(config: Config, learner: Learner) -> Load:
     embedder."""
     engine, parameters = config.engine, list(learner.embedder.parameters())
     head = max(learner.heads.values(), key=lambda head: head.num_classes * head.centre_CKD[0].numel(), default=None)
-    sub_centres, dim = head.centre_CKD.shape[1:] if head is not None else (1, 0)
     return Load(
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         ranks=learner.world.size,
         moments=len(config.optimizer.moments),
-        classes=head.num_classes if head is not None else 0,
-        sub_centres=sub_centres,
-        dim=dim,
         rows=config.data.batch,
         accumulate=engine.accumulate,
+        **(_of_head(head) if head is not None else {}),
         **engine.memory(on_gpu=learner.world.device.type == "cuda"),
     )
+
+
+def _of_head(head: Head) -> dict[str, Any]:
+    sub_centres, dim = head.centre_CKD.shape[1:]
+    return {
+        "classes": head.num_classes,
+        "sub_centres": sub_centres,
+        "dim": dim,
+        "sample_rate": head.rule.sample_rate,
+        "logits_mb": head.rule.logits_mb,
+        "block_mb": head.block_mb,
+    }
 
 
 class OutOfMemory(ValueError):

@@ -110,6 +110,8 @@ def _of_loss(config: Config, term: _Term) -> Iterator[tuple[str, str]]:
     key, is_by_node = f"{where}loss", config.head is not None and config.head.shard_within == "node"
     if loss.needs_head and head is None:
         yield key, f"'{loss.name}' compares with class centres: give {where}head, such as {{name: arcface}}"
+    if loss.needs_cosines and head is not None and not head.is_cosine:
+        yield key, f"'{loss.name}' needs cosines, and '{head.name}' compares lengths too; take {head_key}.name=normface"
     if not loss.needs_head and where and head_key != "head":
         yield head_key, f"'{loss.name}' compares with no class centres; leave it out"
     if loss.compares_rows and config.engine.accumulate > 1:

@@ -62,7 +62,7 @@ class Load:
     """Share of the classes that a step compares with; those of its images, which come on top, are taken to be few."""
     logits_mb: int = 2048
     """Logits of this rank that are kept from forward to backward, in MiB; what does not fit is computed again."""
-    block_mb: int = 256
+    block_mb: float = 256
     """Logits that are computed at once: 256 MiB on a GPU, 2 on the CPU."""
 
     @property
@@ -151,7 +151,7 @@ def _of_head(load: Load) -> tuple[int, int]:
     compared = _ceil(load.rows, load.accumulate) * int(classes * load.sample_rate)
     kept = 4 * compared if 4 * compared <= load.logits_mb * MIB else 0
     choices = compared if kept and load.sub_centres > 1 else 0  # a byte that says which sub-centre is the nearest
-    block = min(4 * compared * load.sub_centres, load.block_mb * MIB) * (1 if kept else 2)  # the last one and the next
+    block = min(4 * compared * load.sub_centres, int(load.block_mb * MIB)) * (1 if kept else 2)  # the last one and the next
     added = table if load.accumulate > 1 and not is_sampled else 0
     return table * (1 + load.moments) + gradients, kept + choices + block + added
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _BLOCK = 4096  # classes whose initial centres, and whose sampling, come from one random generator
-_BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of a block's logits: a CPU's cache, a GPU's few launches
+_BLOCK_MB = {"cpu": 2.0, "cuda": 256.0}  # of a block's logits: a CPU's cache, a GPU's few launches
 
 
 class Head(nn.Module):
@@ -73,6 +73,8 @@ class Head(nn.Module):
         self._margin_C = _margins(rule, counts, self.num_classes)[self.first : stop].to(world.device)
         self._domain_of = _domains(class_names, domains).to(world.device)
         self.domain_C = self._domain_of[self.first : stop]
+        self.block_mb = _BLOCK_MB.get(world.device.type, 2.0)
+        """Logits that are computed at once."""
         self._row_R: Tensor | None = None
         self.draw(seed=seed, step=0)
 
@@ -139,7 +141,7 @@ class Head(nn.Module):
 
     def _cut(self, rows: int, domain_C: Tensor | None, pairs: Pairs, num_columns: int) -> tuple[list[Block], Tensor]:
         """Blocks of classes, and how many classes each row is compared with on all ranks."""
-        limit = max(1, _BLOCK_BYTES.get(self.world.device.type, 2 << 20) // (4 * rows * self.rule.sub_centres))
+        limit = max(1, int(self.block_mb * 2**20) // (4 * rows * self.rule.sub_centres))
         ends, row_domain_B = [0, num_columns], None
         if domain_C is not None:
             row_domain_B = pairs.row_P.new_full((rows,), -1)

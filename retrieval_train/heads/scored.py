@@ -183,13 +183,15 @@ class Scored:
         margin_P = None if self.targets.margin_P is None else self.targets.margin_P[is_mine_P]
         return Targets(self.targets.cosine_P[is_mine_P], place_P, self.targets.norm_B[block.row_b], margin_P)
 
-    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+    def _product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         if self._rule.products == "fp32":
-            return left @ right
+            return torch.mm(left, right, out=out)
         left_16, right_16 = left.bfloat16(), right.bfloat16()
         if left.is_cuda:
-            return torch.mm(left_16, right_16, out_dtype=torch.float32).to(left.dtype)  # type: ignore[call-overload]
-        return (left_16 @ right_16).to(left.dtype)  # summed in float32, rounded once
+            found = torch.mm(left_16, right_16, out_dtype=torch.float32)  # type: ignore[call-overload]
+        else:
+            found = left_16 @ right_16  # summed in float32, rounded once
+        return found.to(left.dtype) if out is None else out.copy_(found)
 
     # --- the way back
 
@@ -204,8 +206,9 @@ class Scored:
         grad_bk = self._of_sub_centres(number, grad_bc)
         unit_bD = self._unit_BD if block.row_b is None else self._unit_BD[block.row_b]
         scaled_bD = unit_bD * (factor if factor_b is None else factor * factor_b[:, None])
-        grad_cKD = self._product(grad_bk.T, scaled_bD).unflatten(0, centre_cKD.shape[:2])
-        self._grad_CKD[block.start : block.stop] = self._along_sphere(block, grad_cKD, centre_cKD)
+        grad_cKD = self._grad_CKD[block.start : block.stop]
+        self._product(grad_bk.T, scaled_bD, out=grad_cKD.flatten(0, 1))
+        self._along_sphere(block, grad_cKD, centre_cKD)
         if self._inverse_CK is not None:
             grad_bk = grad_bk.mul_(self._inverse_CK[block.start : block.stop].flatten())
         grad_bD = self._product(grad_bk, centre_cKD.flatten(0, 1))
@@ -233,13 +236,13 @@ class Scored:
         choice_bc1 = self._choices.pop(number).long().unsqueeze(-1)
         return grad_bc.new_zeros(*grad_bc.shape, K).scatter_(-1, choice_bc1, grad_bc.unsqueeze(-1)).flatten(1)
 
-    def _along_sphere(self, block: Block, grad_cKD: Tensor, centre_cKD: Tensor) -> Tensor:
+    def _along_sphere(self, block: Block, grad_cKD: Tensor, centre_cKD: Tensor) -> None:
         """From the gradient by unit centres to that by the centres: without the part along them, over their length."""
         if self._inverse_CK is None:
-            return grad_cKD
+            return
         inverse_cK1 = self._inverse_CK[block.start : block.stop, :, None]
         along_cK1 = (grad_cKD * centre_cKD).sum(-1, keepdim=True).mul_(inverse_cK1.square())
-        return grad_cKD.addcmul_(centre_cKD, along_cK1, value=-1).mul_(inverse_cK1)
+        grad_cKD.addcmul_(centre_cKD, along_cK1, value=-1).mul_(inverse_cK1)
 
     def take_targets(self, grad_P: Tensor) -> None:
         pairs = self._pairs

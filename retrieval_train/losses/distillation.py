@@ -59,6 +59,7 @@ class Config(LossConfig):
     """w_r: weight of the squared differences between the batch's cosines."""
 
     needs_head: ClassVar[bool] = True
+    needs_cosines: ClassVar[bool] = True
     needs_all_classes: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = True
 

@@ -118,6 +118,8 @@ class LossConfig(Section):
 
     needs_head: ClassVar[bool] = False
     """Whether it compares embeddings with class centres."""
+    needs_cosines: ClassVar[bool] = False
+    """Whether those scores must be cosines: no linear head."""
     needs_all_classes: ClassVar[bool] = False
     """Whether it needs the logits of all classes at once: none may be left out by sampling."""
     needs_strong: ClassVar[bool] = False

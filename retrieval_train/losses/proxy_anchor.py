@@ -42,6 +42,7 @@ class Config(LossConfig):
     """Margin, a difference of cosines."""
 
     needs_head: ClassVar[bool] = True
+    needs_cosines: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = True
 
     @property

@@ -107,7 +107,7 @@ def turns_of(step_s: float, memory_mb: float) -> Turns:
 
 @pytest.mark.parametrize(
     ("step_s", "memory_mb", "met"),
-    [(1.0, 500.0, [True, True, True]), (1.7, 500.0, [False, False, True]), (1.5, 501.0, [True, False, False])],
+    [(1.0, 500.0, [True] * 4), (1.7, 500.0, [False, False, True, True]), (1.5, 501.0, [True, False, False, False])],
 )
 def test_goals_are_met_from_their_numbers_on(step_s: float, memory_mb: float, met: list[bool]) -> None:
     turns = {outcome.BARE: turns_of(1.0, 1), outcome.PARTIAL_FC: turns_of(2.7, 1000)}

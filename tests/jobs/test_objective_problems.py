@@ -89,6 +89,10 @@ CASES: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"aux": aux("contrastive", head=ARC)},
         [("aux.x.head", "'contrastive' compares with no class centres; leave it out")],
     ),
+    "lengths where angles are needed": (
+        {"head": {"name": "linear"}, "loss": {"name": "proxy_anchor"}},
+        [("loss", "'proxy_anchor' needs cosines, and 'linear' compares lengths too; take head.name=normface")],
+    ),
     "two views that nobody takes": (
         {"data": STRONG},
         [("data.strong", "no loss here takes it (softmax); leave it out or add one under aux")],

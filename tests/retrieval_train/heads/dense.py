@@ -220,7 +220,7 @@ def all_shared(world: World, tasks: Iterable[Task], seed: int | None = None) -> 
 
 def cut_small() -> None:
     """So that ten classes are several blocks."""
-    centres._BLOCK_BYTES = {"cpu": 100}
+    centres._BLOCK_MB = {"cpu": 1e-4}
 
 
 def check_equal(found: Sequence[Found], wanted: Found, task: Task) -> None:

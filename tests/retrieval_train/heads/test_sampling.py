@@ -138,7 +138,7 @@ def on_ranks(world: World) -> tuple[list[list[Found]], list[int], list[Stepped]]
 def test_loss_gradients_and_steps_are_those_over_the_sampled_classes_on_any_number_of_ranks(
     ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(centres, "_BLOCK_BYTES", {})
+    monkeypatch.setattr(centres, "_BLOCK_MB", {})
     cases = tasks()
     per_rank = run_ranks(on_ranks, ranks) if ranks > 1 else [on_ranks(Alone())]
     for at, seed in enumerate(SEEDS):

@@ -67,8 +67,8 @@ def test_one_process_has_the_loss_the_gradients_and_the_state_of_all_logits(monk
     for ways in (0, 1):
         for task in tasks(ways):
             wanted = dense(task)
-            for size in (100, 2 << 20):
-                monkeypatch.setattr(centres, "_BLOCK_BYTES", {"cpu": size})
+            for size_mb in (1e-4, 2.0):
+                monkeypatch.setattr(centres, "_BLOCK_MB", {"cpu": size_mb})
                 check_equal([shared(task, Alone())], wanted, task)
 
 
