@@ -22,6 +22,7 @@ from pydantic import Field
 
 from jobs.evaluate import Embed, source_of
 from jobs.job import JobConfig, Progress
+from jobs.training.new_classes import centres_digest
 from retrieval_train.config import FileName, LinkedPath
 from retrieval_train.rundir import RunDir, read_json, read_names, write_json, write_text
 
@@ -80,6 +81,7 @@ class Config(JobConfig):
 
         return {
             "model": read_json(self.model / "model.json")["sha256"],
+            "centres": centres_digest(self.model),
             "set": Manifest.load(self.shards_root / self.set).digest,
         }
 

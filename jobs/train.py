@@ -13,7 +13,7 @@ from pydantic import Field
 from jobs.job import JobConfig
 from jobs.training import new_classes, objective
 from jobs.training.judge import Config as Judge
-from jobs.training.objective import AnyHead, AnyLoss, Aux, AuxName
+from jobs.training.objective import AnyHead, Aux, AuxName, MainLoss
 from jobs.training.origin import Origin
 from retrieval_train.choice import Chosen
 from retrieval_train.config import LinkedPath, Section
@@ -68,7 +68,7 @@ class Config(JobConfig):
     """Adapters in a frozen backbone; null trains the whole backbone."""
     head: AnyHead | None
     """Embedding -> logits: the margin rule over class centres; null where the loss compares with none."""
-    loss: AnyLoss = Softmax()
+    loss: MainLoss = Softmax()
     """Logits or embeddings -> one number."""
     aux: dict[AuxName, Aux] = Field(default={})
     """Losses in parallel, by a name of your choice."""
@@ -136,6 +136,7 @@ class Config(JobConfig):
             found["backbone.weights"] = sampled_digest(file)
         if self.init is not None:
             found["init.model"] = read_json(self.init.model / "model.json")["sha256"]
+            found |= new_classes.digests(self)
         return found
 
 

@@ -16,6 +16,7 @@ from launcher.points import Sweep
 from launcher.sweep import Point
 from launcher.watch import shown
 from retrieval_train.config import ConfigError
+from retrieval_train.evaluation.metrics import MERGED
 from retrieval_train.rundir import RunDir, read_json
 
 SEED = "seed"
@@ -102,13 +103,16 @@ def _result(made: Sweep, point: Point, config: JobConfig, metrics: Sequence[str]
             evaluation, is_same_too = _evaluation(made, point, run)
             state = f"evaluation {evaluation.state or 'missing'}"
             report, is_same = evaluation.report, is_same and is_same_too
-    found = _numbers(report, metrics, scope) if report is not None and report.is_file() else {}
+    if report is not None and report.is_file():
+        found = _numbers(report, metrics, scope)
+    else:
+        found, report = _judged(config, run, metrics, scope) if state == "done" else {}, run.metrics
     row = " ".join(
         sweep.in_a_name(value) if key == sweep.POINT else f"{key}={sweep.in_a_name(value)}"
         for key, value in point.values.items()
         if key != SEED
     )
-    where = str(report) if found else None
+    where = str(report) if report is not None and found else None
     return Result(point.name, row or "base", shown(run.path), state, where, is_same, found)
 
 
@@ -131,6 +135,24 @@ def _evaluation(made: Sweep, point: Point, run: RunDir) -> tuple[RunDir, bool]:
     if judged == read_json(run.export / "model.json").get("sha256"):
         return found, False
     return RunDir(Path.cwd() / job.run_folder(config).path), True
+
+
+def _judged(config: JobConfig, run: RunDir, metrics: Sequence[str], scope: str) -> dict[str, float]:
+    """Of the last evaluation during a training, where the run made any; {} where it did not."""
+    judge = getattr(config, "evaluate", None)
+    if judge is None:
+        return {}
+    prefix = f"{judge.split}/" if scope == MERGED else f"{judge.split}/{scope}/"
+    lines = (json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines() if f'"{prefix}' in line)
+    last = {key[len(prefix) :]: value for line in lines for key, value in line.items() if key.startswith(prefix)}
+    if not last:
+        raise ConfigError(str(run.metrics), [("--scope", f"'{scope}' was not judged; merged and the domains are")])
+    if odd := [metric for metric in metrics if metric not in last]:
+        known = ", ".join(sorted(name for name in last if "/" not in name))
+        raise ConfigError(
+            str(run.metrics), [("--metric", f"'{name}' was not judged; there are: {known}") for name in odd]
+        )
+    return {metric: float(last[metric]) for metric in metrics}
 
 
 def _numbers(report: Path, metrics: Sequence[str], scope: str) -> dict[str, float]:

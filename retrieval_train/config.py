@@ -78,26 +78,51 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 def read(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plain mapping of a YAML file over its `base:` (a path relative to the file), under `key=value` overrides.
 
+    A `head` or `loss` that is given another name begins anew: what lower layers say of the former one is dropped, for its
+    margin is no margin of another rule.
+
     Raises ConfigError for a file that is missing or no YAML mapping, a malformed override and an unresolvable `${...}`.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    merged = OmegaConf.merge(*_chain(Path(path)))
+    layers: list[Any] = [OmegaConf.create(layer) for layer in _chain(Path(path))]
     problems = [(item, "not of the form key=value") for item in overrides if "=" not in item or item.startswith("=")]
     if problems:
         raise ConfigError("command line", problems)
+    given: Any = OmegaConf.create({})
     for item in overrides:
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([item]))
         except Exception as error:  # OmegaConf lets YAML's own errors through
             raise ConfigError("command line", [(item, _first_line(error))]) from error
+    merged: Any = OmegaConf.create({})
+    for layer in (*layers, given):
+        _drop_renamed(merged, layer)
+        merged = OmegaConf.merge(merged, layer)
     try:
         resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(path), [(str(error.full_key or "${...}"), _unresolved(error))]) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+_WHOLE = ("head", "loss")
+
+
+def _drop_renamed(lower: Any, layer: Any) -> None:
+    """Take the sections out of `lower` that `layer` gives another name."""
+    from omegaconf import DictConfig
+
+    for key in layer:
+        below, above = lower._get_node(key), layer._get_node(key)  # as they are written: ${...} may lead nowhere yet
+        if not all(isinstance(node, DictConfig) and not node._is_none() for node in (below, above)):
+            continue
+        if key in _WHOLE and "name" in above and above.get("name") != below.get("name"):
+            del lower[key]
+        else:
+            _drop_renamed(below, above)
 
 
 def check(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:

@@ -5,6 +5,7 @@ Legend: N rows of this rank, B rows of all ranks, P (row, label) pairs, D dimens
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -107,18 +108,18 @@ class Learner:
         """The class centres of this rank."""
         return [head.centre_CKD for head in self.heads.values()]
 
-    def running(self) -> dict[str, Tensor]:
-        """The running state of rules and losses: the same on all ranks."""
+    def running(self, *, of_losses: bool = True) -> dict[str, Tensor]:
+        """The running state of rules and, with `of_losses`, of losses: the same on all ranks."""
         found = {f"{name}.head.{key}".lstrip("."): v for name, h in self.heads.items() for key, v in h.state.items()}
-        own = {
-            f"{name}.loss.{key}".lstrip("."): v for name, term in self.terms.items() for key, v in term.state.items()
-        }
-        return found | own
+        if of_losses:
+            for name, term in self.terms.items():
+                found |= {f"{name}.loss.{key}".lstrip("."): value for key, value in term.state.items()}
+        return found
 
     def draw(self, *, seed: int, step: int) -> None:
         """What is random about the heads in this step."""
-        for number, head in enumerate(self.heads.values()):
-            head.draw(seed=seed * 31 + number, step=step)
+        for name, head in self.heads.items():  # by name: a head keeps its draws whatever others there are, in any order
+            head.draw(seed=seed * 31 + zlib.crc32(name.encode()), step=step)
 
     # --- the forward
 

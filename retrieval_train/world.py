@@ -98,8 +98,9 @@ class Alone:
 class Group:
     """Ranks of torch.distributed: all of them, or those of `members`, a process group."""
 
-    def __init__(self, device: torch.device, members: Any = None) -> None:
-        self._members = members
+    def __init__(self, device: torch.device, members: Any = None, *, timeout: datetime.timedelta | None = None) -> None:
+        """`timeout` is what groups split from it wait for a rank; None: torch's default."""
+        self._members, self._timeout = members, timeout
         self.rank = torch.distributed.get_rank(members)
         self.size = torch.distributed.get_world_size(members)
         self.device = device
@@ -113,8 +114,13 @@ class Group:
             raise ValueError(f"{self.size} ranks cannot be split into groups of {size}; start as many on every node")
         inner = [list(range(first, first + size)) for first in range(0, self.size, size)]
         outer = [list(range(place, self.size, size)) for place in range(size)]
-        made = [[torch.distributed.new_group(ranks) for ranks in groups] for groups in (inner, outer)]
-        return Group(self.device, made[0][self.rank // size]), Group(self.device, made[1][self.rank % size])
+        return self._group_of_mine(inner), self._group_of_mine(outer)
+
+    def _group_of_mine(self, groups: list[list[int]]) -> Group:
+        """Every rank makes all groups, since torch.distributed wants it so."""
+        made = [torch.distributed.new_group(ranks, timeout=self._timeout) for ranks in groups]
+        mine = next(group for ranks, group in zip(groups, made, strict=True) if self.rank in ranks)
+        return Group(self.device, mine, timeout=self._timeout)
 
     def sum(self, x: Tensor) -> Tensor:
         out = x.clone()
@@ -188,13 +194,14 @@ def open_world(device: Device = "auto", *, timeout_min: float = 30) -> Iterator[
         os.environ["LOCAL_RANK"] = str(mine.index)  # DeepSpeed takes it for the device's number
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed takes a GPU where there is one
+    timeout = datetime.timedelta(minutes=timeout_min)
     torch.distributed.init_process_group(
         backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_min),
+        timeout=timeout,
         device_id=mine if mine.type == "cuda" else None,
     )
     try:
-        yield Group(mine)
+        yield Group(mine, timeout=timeout)
     finally:
         torch.distributed.destroy_process_group()
 

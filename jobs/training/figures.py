@@ -38,7 +38,7 @@ class Speed:
         flops = self._flops_of_px[report.image_px].training * report.rows
         for head in self._learner.heads.values():
             classes, sub_centres, dim = head.centre_CKD.shape
-            share = head.rule.sample_rate
+            share = head.rule.sample_rate / _nodes_of(head)  # a node's classes meet the rows of that node
             flops += share * head_flops(rows=report.images, classes=classes, sub_centres=sub_centres, dim=dim)
         elapsed_s = report.step_s + report.wait_s
         used = utilisation(flops, elapsed_s, self._peak)
@@ -83,7 +83,13 @@ def _of_head(head: Head) -> dict[str, Any]:
         "sample_rate": head.rule.sample_rate,
         "logits_mb": head.rule.logits_mb,
         "block_mb": head.block_mb,
+        "nodes": _nodes_of(head),
     }
+
+
+def _nodes_of(head: Head) -> int:
+    """Nodes that have all class centres each; 1 where all ranks share them."""
+    return head.nodes.size if head.nodes is not None else 1
 
 
 class OutOfMemory(ValueError):

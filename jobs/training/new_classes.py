@@ -10,6 +10,7 @@ Legend: B images of a batch, C new classes of a block, P (image, class) pairs, D
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from retrieval_train.rundir import RunDir, read_json, read_names
+from retrieval_train.rundir import RunDir, read_json, read_names, sampled_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +65,20 @@ def _names(config: Config) -> list[str]:
     init = config.init
     has_some = init is not None and init.centres == "by_name" and (init.model / "centres.safetensors").is_file()
     return read_names(init.model / "classes.txt") if init is not None and has_some else []
+
+
+def centres_digest(export: Path) -> str:
+    """sha256 over an export's class centres and their names, which the sha256 in its model.json does not cover."""
+    parts = [sampled_digest(export / name) for name in ("centres.safetensors", "classes.txt")]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def digests(config: Config) -> dict[str, str]:
+    """Of the export's centres, where the run begins with any of them."""
+    init = config.init
+    if init is None or config.head is None or not _names(config):
+        return {}
+    return {"init.centres": centres_digest(init.model)}
 
 
 def _training_classes(config: Config) -> Sequence[str]:

@@ -9,15 +9,18 @@ aux:
 
 from __future__ import annotations
 
+import logging
+import os
 import zlib
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from retrieval_train.choice import Chosen
 from retrieval_train.config import Section
 from retrieval_train.heads.rule import RuleConfig
 from retrieval_train.losses.loss import LossConfig
+from retrieval_train.losses.softmax import Config as Softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +32,22 @@ if TYPE_CHECKING:
     from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
 
-AnyHead = Annotated[RuleConfig, Chosen("retrieval_train.heads")]
-AnyLoss = Annotated[LossConfig, Chosen("retrieval_train.losses")]
+
+def _from_name(value: Any) -> Any:
+    """`head=cosface` is `head: {name: cosface}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _softmax_unless_named(value: Any) -> Any:
+    """Checked here and not in the union, which would put the name that nobody wrote into each mistake's path."""
+    return Softmax.model_validate(value) if isinstance(value, dict) and "name" not in value else value
+
+
+log = logging.getLogger(__name__)
+
+AnyHead = Annotated[RuleConfig, Chosen("retrieval_train.heads"), BeforeValidator(_from_name)]
+AnyLoss = Annotated[LossConfig, Chosen("retrieval_train.losses"), BeforeValidator(_from_name)]
+MainLoss = Annotated[AnyLoss, BeforeValidator(_softmax_unless_named)]
 AuxName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=40)]
 
 
@@ -47,8 +64,9 @@ class Aux(Section):
 
 def problems(config: Config) -> list[tuple[str, str]]:
     """What of head, losses and data does not fit together: (key, what to do)."""
-    terms = list(_terms(config))
+    terms, has_several = list(_terms(config)), config.data.is_multi_label(config.shards_root)
     found = [problem for term in terms for problem in (*_of_loss(config, term), *_of_data(config, term))]
+    found += _of_several_labels(terms) if has_several else _of_one_label(config, terms)
     losses = [term.loss for term in terms]
     if config.head is not None and not any(term.loss.needs_head for term in terms if term.head_key == "head"):
         text = f"no loss here compares with its class centres ('{config.loss.name}' does not); set head: null"
@@ -129,16 +147,40 @@ def _of_loss(config: Config, term: _Term) -> Iterator[tuple[str, str]]:
 
 
 def _of_data(config: Config, term: _Term) -> Iterator[tuple[str, str]]:
-    where, loss, head, head_key = term
-    if loss.needs_strong and config.data.strong is None:
-        yield f"{where}loss", f"'{loss.name}' compares two views of an image; say with data.strong how the second looks"
-    if not config.data.is_multi_label(config.shards_root):
-        return
+    if term.loss.needs_strong and config.data.strong is None:
+        text = f"'{term.loss.name}' compares two views of an image; say with data.strong how the second looks"
+        yield f"{term.where}loss", text
+
+
+def _of_several_labels(terms: list[_Term]) -> list[tuple[str, str]]:
+    """A head is told once, whichever losses compare with it."""
     text = "takes images with one label each, and a set of data.mixture has several; take another"
-    if not loss.many_labels:
-        yield f"{where}loss", f"'{loss.name}' {text}"
-    elif loss.needs_head and head is not None and not head.many_labels and (not where or head_key != "head"):
-        yield head_key, f"'{head.name}' {text}"
+    found = {f"{where}loss": f"'{loss.name}' {text}" for where, loss, *_ in terms if not loss.many_labels}
+    for _, loss, head, head_key in terms:
+        if loss.needs_head and loss.many_labels and head is not None and not head.many_labels:
+            found[head_key] = f"'{head.name}' {text}"
+    return list(found.items())
+
+
+def _of_one_label(config: Config, terms: list[_Term]) -> Iterator[tuple[str, str]]:
+    for where, loss, *_ in terms:
+        least = getattr(loss, "min_shared", 1)
+        if least > 1 and _all_open(config):
+            text = f"is {least}, and images of these sets have one label each: no two would be alike; set it to 1"
+            yield f"{where}loss.min_shared", text
+
+
+def _all_open(config: Config) -> bool:
+    """Whether the sets can be opened: what cannot is told elsewhere, and may have several labels."""
+    from retrieval_train.data.store.store import open_manifest
+    from shards.manifest import ShardError
+
+    try:
+        for name in sorted(config.data.mixture):
+            open_manifest(name, config.data.store, config.shards_root)
+    except ShardError:
+        return False
+    return True
 
 
 def _of_head(config: Config, key: str, head: RuleConfig) -> Iterator[tuple[str, str]]:
@@ -162,6 +204,7 @@ def build(config: Config, embedder: Embedder, labels: Labels, world: World) -> L
     from retrieval_train.learner import Learner
 
     within, nodes = _groups(config, world)
+    _tell_few_pairs(config, len(labels.names))
     make = _Maker(config, embedder, labels, within, nodes)
     main = make.term("", config.loss, config.head)
     aux = {name: make.term(name, aux.loss, aux.head, aux.weight) for name, aux in config.aux.items()}
@@ -170,12 +213,35 @@ def build(config: Config, embedder: Embedder, labels: Labels, world: World) -> L
 
 def _groups(config: Config, world: World) -> tuple[World, World | None]:
     """The ranks that share the classes, and those of other nodes that have the same."""
-    import os
-
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if config.head is None or config.head.shard_within == "world" or per_node >= world.size:
+    if config.head is None or config.head.shard_within == "world":
         return world, None
-    return world.split(per_node)
+    sizes = set(world.every(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if len(sizes) > 1:
+        told = " and ".join(str(size) for size in sorted(sizes))
+        raise ValueError(
+            f"head.shard_within: node needs as many ranks on every node, and here nodes have {told}; start as many on "
+            "each, or set head.shard_within=world"
+        )
+    (per_node,) = sizes
+    return (world, None) if per_node >= world.size else world.split(per_node)
+
+
+def _tell_few_pairs(config: Config, num_classes: int) -> None:
+    """Warn of losses over pairs where a batch may hold hardly any two images of a class."""
+    if config.data.order.name == "pk" or 2 * num_classes <= config.data.batch:
+        return
+    for where, loss, *_ in _terms(config):
+        has_memory = type(loss).first_state is not LossConfig.first_state  # its pairs are not of one batch alone
+        if loss.compares_rows and not loss.needs_head and not has_memory:
+            log.warning(
+                "%sloss '%s' compares images of a class with each other, and the order '%s' may bring few: a batch has %d "
+                "rows, the sets %d classes. data.order.name=pk brings several of each class",
+                where,
+                loss.name,
+                config.data.order.name,
+                config.data.batch,
+                num_classes,
+            )
 
 
 class _Maker:

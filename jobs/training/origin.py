@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, StringConstraints
 
 from retrieval_train import config as configs
+from retrieval_train.choice import Chosen
 from retrieval_train.config import LinkedPath, Section, place
 from retrieval_train.engine import mirror
 from retrieval_train.engine.state_file import CheckpointError, peek
+from retrieval_train.losses.loss import LossConfig
 from retrieval_train.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -32,11 +34,11 @@ Change = tuple[str, Any, Any]
 """A dotted path, its value there and here."""
 ABSENT = object()
 
-_TENSORS = ("backbone", "neck", "lora", "head.sub_centres", "head.bias")
+_TENSORS = ("backbone", "neck", "lora")
 _BUT_NO_TENSORS = ("backbone.drop_path", "lora.dropout", "lora.alpha")
 _FROZEN = ("backbone.weights", "inputs.backbone.weights", "init", "inputs.init")
 """Where the weights come from that LoRA leaves alone and checkpoints leave out."""
-_BUT_NO_WEIGHTS = ("init.centres", "init.new_classes", "init.mean_images")
+_BUT_NO_WEIGHTS = ("init.centres", "init.new_classes", "init.mean_images", "inputs.init.centres")
 _ORDER = ("data.order", "data.mixture", "inputs.data")
 _JUDGE = ("evaluate", "inputs.evaluate")
 
@@ -108,7 +110,7 @@ class Origin(Section):
             text = "does not say with what config it was written; --force-config goes on all the same"
             return None if self.force_config else text
         changes, is_lora = changes_of(saved, config), _is_lora(saved, config)
-        fixed = [path for path, *_ in changes if _is_fixed(path, config, is_lora=is_lora)]
+        fixed = [change[0] for change in changes if _is_fixed(change, config, is_lora=is_lora)]
         if not changes or (self.force_config and not fixed):
             return None
         if fixed:
@@ -193,13 +195,44 @@ def _is_lora(saved: Mapping[str, Any], config: Config) -> bool:
     return config.lora is not None or saved["config"].get("lora") is not None
 
 
-def _is_fixed(path: str, config: Config, *, is_lora: bool) -> bool:
+def _is_fixed(change: Change, config: Config, *, is_lora: bool) -> bool:
     """Whether the state of a run with another value there cannot be taken over."""
+    path = change[0]
     if _is_in(path, _FROZEN):
         return is_lora and not _is_in(path, _BUT_NO_WEIGHTS)
     if _is_in(path, _ORDER):  # shares that follow the losses are settled from the first step on
         return getattr(config.data.order, "share", None) == "loss"
-    return _is_in(path, _TENSORS) and not _is_in(path, _BUT_NO_TENSORS)
+    return _is_shape(change, config) or (_is_in(path, _TENSORS) and not _is_in(path, _BUT_NO_TENSORS))
+
+
+def _is_shape(change: Change, config: Config) -> bool:
+    """Whether class centres or layers of a loss, the main one or one under aux, would have other shapes or names.
+
+    A head that is new or gone is neither: its centres begin at random, or are left.
+    """
+    path, *values = change
+    match = re.fullmatch(r"(?:aux\.(?P<aux>[^.]+)(?:\.|$))?(?:(?P<part>head|loss)\.(?P<key>[^.]+))?", path)
+    if match is None:
+        return False
+    if match["part"] == "head":
+        return match["key"] == "sub_centres" or (match["key"] == "bias" and values.count(True) == 1)
+    if match["part"] is None:  # a whole loss, there or here only
+        losses = [value.get("loss") for value in values if isinstance(value, Mapping)]
+        return any(_has_layers(loss.get("name")) for loss in losses if isinstance(loss, Mapping))
+    if match["key"] == "name":
+        return any(_has_layers(value) for value in values)
+    loss = config.aux[match["aux"]].loss if match["aux"] else config.loss
+    # floats are weights and temperatures; what only one of the two has goes with the name
+    is_size = ABSENT not in values and not all(isinstance(value, float) for value in values)
+    return is_size and _has_layers(loss.name)
+
+
+def _has_layers(name: Any) -> bool:
+    """Whether losses of this name train layers or class centres of their own; one that this code has not may have."""
+    kind = Chosen("retrieval_train.losses").configs().get(name)
+    if kind is None or not issubclass(kind, LossConfig):
+        return True
+    return kind.layers is not LossConfig.layers or kind.heads is not LossConfig.heads
 
 
 def _is_in(path: str, prefixes: Sequence[str]) -> bool:

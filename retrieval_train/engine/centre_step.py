@@ -40,8 +40,12 @@ class CentreStep:
         """The sum of squared gradients over all ranks' centres, after they were divided by `scale`. Collective."""
         total = torch.zeros(())
         for table in self._tables.values():
-            mine = table.collect(scale)
-            total = total + table.head.world.sum(mine.to(table.head.world.device)).to(total)
+            head, mine = table.head, table.collect(scale)
+            squared = head.world.sum(mine.to(head.world.device))
+            if head.nodes is not None:
+                # each node clips and steps a copy of its own: sums that differ in rounding would drive the copies apart
+                squared = head.nodes.max(squared)
+            total = total + squared.to(total)
         return total
 
     def step(self, *, lr_factor: float, clip_factor: float) -> None:
@@ -81,6 +85,9 @@ class CentreStep:
         for prefix, table in self._tables.items():
             start = f"{prefix}." if prefix else ""
             mine = {kind[len(start) :]: rows for kind, rows in found.items() if kind.startswith(start)}
+            if new_classes and not table.head.world.any("centre" in mine):
+                told = f"head '{prefix}'" if prefix else "the main head"
+                log.warning("%s has no centres of %s: all begin at random", folder, told)
             table.load(folder, mine, updates=updates, new_classes=new_classes)
 
 
@@ -173,7 +180,6 @@ def _tell_changed(folder: Path, head: Head) -> None:
     """Which classes came and went. Raises CheckpointError, on all ranks, where no class stayed."""
     stored = checkpoint.centre_names(folder)
     if not stored:
-        log.warning("%s has no class centres: all begin at random", folder)
         return
     known = set(stored)
     new = [name for names in head.world.every([n for n in head.class_names if n not in known]) for name in names]

@@ -178,9 +178,25 @@ def _bad_rows(tensor: Tensor) -> Tensor:
 
 
 def _words(learner: Learner, where: str, batch: Batch, is_bad_N: Tensor) -> str:
-    keys = [key for key, is_bad in zip(batch.key_N, is_bad_N.tolist(), strict=False) if is_bad]
-    samples = f"; samples {_few(keys)}" if keys else ""
-    return f"rank {learner.world.rank}: {where}{samples}"
+    return f"rank {learner.world.rank}: {where}{_samples(batch, is_bad_N.tolist())}"
+
+
+def _samples(batch: Batch, is_bad_N: Sequence[bool]) -> str:
+    """Of bad rows of all views together, in the order of `views`: the samples of each view."""
+    text, at = "", 0
+    for name, view in views(batch).items():
+        bad_n = is_bad_N[at : at + len(view.image_NCHW)]
+        at += len(bad_n)
+        if not any(bad_n):
+            continue
+        source = batch.unlabelled if name.startswith("unlabelled") else batch
+        known = source.key_N if source is not None else ()
+        keys = [key for key, is_bad in zip(known, bad_n, strict=False) if is_bad]
+        if name != "weak":
+            text += f"; {name} view: " + (f"samples {_few(keys)}" if keys else f"{sum(bad_n)} rows")
+        elif keys:
+            text += f"; samples {_few(keys)}"
+    return text
 
 
 def _few(names: Sequence[str]) -> str:

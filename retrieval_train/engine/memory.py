@@ -49,7 +49,9 @@ class Load:
     max_live: int = 10**9
     """Parameters that ZeRO 3 may keep whole between their uses: below it, the whole model is there after a forward."""
     classes: int = 0
-    """Class centres of all ranks."""
+    """Class centres of all ranks, each counted once."""
+    nodes: int = 1
+    """Nodes that hold all of them each, and compare them with the rows of their own ranks; 1: all ranks share them."""
     sub_centres: int = 1
     """Centres of a class."""
     dim: int = 0
@@ -82,7 +84,7 @@ class Memory:
     moments: int
     gradients: int
     updating: int
-    """A second copy of gradients, only while they are summed and stepped."""
+    """A second copy of gradients, only while they are summed and stepped: the embedder's, or those of centres over nodes."""
     gathered: int
     """Weights of other ranks, only from forward to backward (stage 3)."""
     buckets: int
@@ -126,13 +128,13 @@ def memory_of(load: Load) -> Memory:
     if load.weights != "device":
         host += weights if load.weights == "cpu" else 0
         weights = 0
-    centres, logits = _of_head(load)
+    centres, logits, summed = _of_head(load)
     return Memory(
         weights=weights,
         float32_copy=float32_copy,
         moments=moments,
         gradients=gradients,
-        updating=updating,
+        updating=max(updating, summed),
         gathered=gathered,
         buckets=load.bucket_bytes if load.stage >= 1 else 0,
         centres=centres,
@@ -141,19 +143,21 @@ def memory_of(load: Load) -> Memory:
     )
 
 
-def _of_head(load: Load) -> tuple[int, int]:
-    """`centres` and `logits`."""
-    classes = _ceil(load.classes, load.ranks)
+def _of_head(load: Load) -> tuple[int, int, int]:
+    """`centres`, `logits`, and the gradient's copy while nodes sum it."""
+    classes = _ceil(load.classes, load.ranks // load.nodes)
     table = 4 * classes * load.sub_centres * load.dim
     sampled, is_sampled = int(table * load.sample_rate), load.sample_rate < 1
     # a sample is copied; that of each micro-batch stays until the step
     gradients = 2 * sampled * load.accumulate if is_sampled else table
-    compared = _ceil(load.rows, load.accumulate) * int(classes * load.sample_rate)
+    compared = _ceil(load.rows, load.accumulate * load.nodes) * int(classes * load.sample_rate)
     kept = 4 * compared if 4 * compared <= load.logits_mb * MIB else 0
     choices = compared if kept and load.sub_centres > 1 else 0  # a byte that says which sub-centre is the nearest
-    block = min(4 * compared * load.sub_centres, int(load.block_mb * MIB)) * (1 if kept else 2)  # the last one and the next
+    block = min(4 * compared * load.sub_centres, int(load.block_mb * MIB)) * (
+        1 if kept else 2
+    )  # the last one and the next
     added = table if load.accumulate > 1 and not is_sampled else 0
-    return table * (1 + load.moments) + gradients, kept + choices + block + added
+    return table * (1 + load.moments) + gradients, kept + choices + block + added, table if load.nodes > 1 else 0
 
 
 def _check(load: Load) -> None:
@@ -162,6 +166,8 @@ def _check(load: Load) -> None:
             raise ValueError(f"{name} {getattr(load, name)} is negative")
     if load.ranks < 1 or load.accumulate < 1:
         raise ValueError(f"{load.ranks} ranks and {load.accumulate} micro-batches: both are at least 1")
+    if load.nodes < 1 or load.ranks % load.nodes:
+        raise ValueError(f"{load.ranks} ranks on {load.nodes} nodes: every node has as many")
     if load.optimizer != "device" and load.stage == 0:
         raise ValueError(f"optimizer on {load.optimizer} at stage 0: ZeRO offloads it at stages 1, 2 and 3")
     if load.weights != "device" and load.stage != 3:

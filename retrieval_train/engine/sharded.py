@@ -41,6 +41,10 @@ def keep_compiled_ops_with_this_python() -> None:
     torch would load it and crash: keep it in this environment instead, where that may be written."""
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    # this environment's ninja, whether it was activated or not: another version of it would compile all anew
+    own, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if not path.startswith(own + os.pathsep):
+        os.environ["PATH"] = own + os.pathsep + path
 
 
 def compile_ops() -> None:

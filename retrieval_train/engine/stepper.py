@@ -263,10 +263,8 @@ class Stepper:
             self.half.put(name, whole, kept)
         checkpoint.read_buffers(folder, self.learner.embedder)
         self.centres.load(folder, updates=updates, new_classes=new_classes)
-        running = self.learner.running()
-        if new_classes:  # a loss's memory holds numbers of classes, which may be others now: it fills itself again
-            running = {name: tensor for name, tensor in running.items() if "loss" not in name.split(".")}
-        checkpoint.read_running(folder, running)
+        # a loss's memory holds numbers of classes, which may be others now: it fills itself again
+        checkpoint.read_running(folder, self.learner.running(of_losses=not new_classes))
         if self._loss_scale:
             self._loss_scale.take_state(state.get("loss_scale", {}))
         self.step, self.updates = state["step"], updates

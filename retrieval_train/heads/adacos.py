@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from retrieval_train.heads.rule import RuleConfig, State, Targets
 
@@ -34,6 +34,15 @@ class Config(RuleConfig):
     def _found_not_set(cls, value: Any) -> None:
         if value is not None:
             raise ValueError(f"{value} is given, but adacos finds its scale itself; leave it out, or use normface")
+
+    @model_validator(mode="after")
+    def _sees_all_classes(self) -> Config:
+        if self.dynamic and self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate is {self.sample_rate:g}, but dynamic adacos finds its scale from a sum over all other classes; "
+                "set sample_rate: 1, or dynamic: false"
+            )
+        return self
 
     def target(self, targets: Targets, state: State) -> Tensor:
         return state["scale"] * targets.cosine_P

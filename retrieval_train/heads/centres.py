@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _BLOCK = 4096  # classes whose initial centres, and whose sampling, come from one random generator
+_ALIGNED = 64  # columns: a matrix product of 16-bit numbers wants rows that begin at multiples of 16 bytes
 _BLOCK_MB = {"cpu": 2.0, "cuda": 256.0}  # of a block's logits: a CPU's cache, a GPU's few launches
 
 
@@ -71,18 +72,26 @@ class Head(nn.Module):
         self.sampled: list[tuple[Tensor, Tensor]] = []
         """Of each micro-batch of this step: which rows of the table were compared with, and their leaf of the graph."""
         self._margin_C = _margins(rule, counts, self.num_classes)[self.first : stop].to(world.device)
-        self._domain_of = _domains(class_names, domains).to(world.device)
+        domain_of = _domains(class_names, domains)
+        self._num_domains = int(domain_of.max()) + 1
+        self._is_by_domain = len(domain_of.unique_consecutive()) == len(domain_of.unique())
+        self._domain_of = domain_of.to(world.device)
         self.domain_C = self._domain_of[self.first : stop]
         self.block_mb = _BLOCK_MB.get(world.device.type, 2.0)
         """Logits that are computed at once."""
         self._row_R: Tensor | None = None
+        self._drawn_C: Tensor | None = None
+        """bool: the sample of this step, without the classes of its images."""
+        self._seed = -1
         self.draw(seed=seed, step=0)
 
     # --- comparing
 
     def draw(self, *, seed: int, step: int) -> None:
         """Which classes are sampled in this step: the same on any number of ranks."""
-        self._seed = (seed * 1_000_003 + step) % 2**40
+        seed = (seed * 1_000_003 + step) % 2**40
+        if seed != self._seed:
+            self._seed, self._drawn_C = seed, None
 
     def active(self, class_P: Tensor) -> Tensor:
         """The centres (C, K, D) that this micro-batch is compared with, as a leaf of the graph: all of them, or a sample."""
@@ -90,7 +99,10 @@ class Head(nn.Module):
             self._row_R = None
             return self.centre_CKD
         column_P = class_P - self.first
-        chosen_C = _uniform(self.first, len(self.class_names), self._seed).to(column_P.device) < self.rule.sample_rate
+        if self._drawn_C is None:
+            uniform_C = _uniform(self.first, len(self.class_names), self._seed)
+            self._drawn_C = (uniform_C < self.rule.sample_rate).to(self.centre_CKD.device)
+        chosen_C = self._drawn_C.clone()
         chosen_C[column_P[(column_P >= 0) & (column_P < len(chosen_C))]] = True
         self._row_R = chosen_C.nonzero(as_tuple=True)[0]
         leaf_RKD = self.centre_CKD.detach()[self._row_R].requires_grad_()
@@ -99,11 +111,12 @@ class Head(nn.Module):
         return leaf_RKD
 
     def score(self, emb_BD: Tensor, centre_CKD: Tensor, row_P: Tensor, class_P: Tensor, *, own_domain: bool) -> Scored:
-        """Compare with `centre_CKD`, which `active` gave. In training the running state is brought up to date. Collective."""
-        if len(class_P) and not (int(class_P.min()) >= 0 and int(class_P.max()) < self.num_classes):
-            raise ValueError(
-                f"labels run from {class_P.min()} to {class_P.max()}, but there are {self.num_classes} classes"
-            )
+        """Compare with `centre_CKD`, which `active` gave. In training the running state is brought up to date. Collective.
+
+        Raises ValueError for `own_domain` where the classes of a domain are no neighbours, and on the CPU for a label that is
+        no class.
+        """
+        self._check(class_P, own_domain=own_domain)
         pairs = self._pairs(row_P, class_P)
         rows_R = slice(None) if self._row_R is None else self._row_R
         margin_C = self._margin_C[rows_R] if len(self._margin_C) else None
@@ -114,6 +127,20 @@ class Head(nn.Module):
             self._observe(scored)
         scored.apply(self.state)
         return scored
+
+    def _check(self, class_P: Tensor, *, own_domain: bool) -> None:
+        if own_domain and not self._is_by_domain:
+            raise ValueError(
+                "classes of several domains alternate, but a softmax over a domain's classes (over: domain) wants them to be "
+                "neighbours; make shard sets of the tars with `shards make`, which sorts classes, or set over: all"
+            )
+        # the data has checked the labels: on a GPU, reading them would make the host wait
+        if class_P.device.type != "cpu":
+            return
+        if len(class_P) and not (int(class_P.min()) >= 0 and int(class_P.max()) < self.num_classes):
+            raise ValueError(
+                f"labels run from {class_P.min()} to {class_P.max()}, but there are {self.num_classes} classes"
+            )
 
     def cosines(self, emb_BD: Tensor) -> Tensor:
         """Scores (B, C) of all classes of this rank, raw products for a linear head, by autograd: all in memory at once."""
@@ -142,6 +169,7 @@ class Head(nn.Module):
     def _cut(self, rows: int, domain_C: Tensor | None, pairs: Pairs, num_columns: int) -> tuple[list[Block], Tensor]:
         """Blocks of classes, and how many classes each row is compared with on all ranks."""
         limit = max(1, int(self.block_mb * 2**20) // (4 * rows * self.rule.sub_centres))
+        limit -= limit % _ALIGNED if limit > _ALIGNED else 0
         ends, row_domain_B = [0, num_columns], None
         if domain_C is not None:
             row_domain_B = pairs.row_P.new_full((rows,), -1)
@@ -155,8 +183,7 @@ class Head(nn.Module):
             row_b = None
             if row_domain_B is not None and domain_C is not None:
                 row_b = (row_domain_B == domain_C[start]).nonzero(as_tuple=True)[0]
-            parts = max(1, -(-(stop - start) // limit))
-            cuts = [start + (stop - start) * part // parts for part in range(parts + 1)]
+            cuts = [*range(start, stop, _width(stop - start, limit)), stop]
             places = torch.searchsorted(column_Q, torch.tensor(cuts, device=column_Q.device)).tolist()
             for (a, b), (low, high) in zip(pairwise(cuts), pairwise(places), strict=True):
                 place_q = row_Q[low:high] if row_b is None else torch.searchsorted(row_b, row_Q[low:high])
@@ -169,26 +196,27 @@ class Head(nn.Module):
             if self._row_R is not None:
                 total = int(self.world.sum(torch.tensor(columns, device=self.world.device)))
             return torch.full((rows,), total, device=self.world.device)
-        num_domains = int(self._domain_of.max()) + 1
-        of_domain = self.world.sum(torch.bincount(domain_C, minlength=num_domains))
+        of_domain = self.world.sum(torch.bincount(domain_C, minlength=self._num_domains))
         return torch.where(row_domain_B >= 0, of_domain[row_domain_B.clamp(min=0)], 1)
 
     @torch.no_grad()
     def _observe(self, scored: Scored) -> None:
-        targets = scored.targets
-        if self.nodes is not None:  # other nodes have the same classes and other rows
-            counts = self.nodes.every(len(targets.norm_B))
-            shift = sum(counts[: self.nodes.rank])
+        if not self.state:
+            return
+        targets, nodes, rows = scored.targets, self.nodes, [len(scored.targets.norm_B)]
+        if nodes is not None:  # other nodes have the same classes and other rows
+            sizes = nodes.every((len(targets.norm_B), len(targets.row_P)))
+            rows, pairs = [size[0] for size in sizes], [size[1] for size in sizes]
             targets = Targets(
-                self.nodes.gather(targets.cosine_P),
-                self.nodes.gather(targets.row_P + shift),
-                self.nodes.gather(targets.norm_B, counts),
-                None if targets.margin_P is None else self.nodes.gather(targets.margin_P),
+                nodes.gather(targets.cosine_P, pairs),
+                nodes.gather(targets.row_P + sum(rows[: nodes.rank]), pairs),
+                nodes.gather(targets.norm_B, rows),
+                None if targets.margin_P is None else nodes.gather(targets.margin_P, pairs),
             )
 
         def log_sum_others(scale: Tensor) -> Tensor:
             mine_B = scored.log_sum_others(scale)
-            return mine_B if self.nodes is None else self.nodes.gather(mine_B)
+            return mine_B if nodes is None else nodes.gather(mine_B, rows)
 
         for name, value in self.rule.observe(targets, self.state, log_sum_others).items():
             self.state[name].copy_(value)
@@ -232,6 +260,12 @@ def _uniform(first: int, count: int, seed: int) -> Tensor:
     return torch.cat(blocks)
 
 
+def _width(columns: int, limit: int) -> int:
+    """Of blocks of about equal size, none above `limit`; multiples of `_ALIGNED`, as `limit` is, if wider than that."""
+    width = -(-columns // -(-columns // limit))
+    return width if width <= _ALIGNED else -(-width // _ALIGNED) * _ALIGNED
+
+
 def _margins(rule: RuleConfig, counts: Any, num_classes: int) -> Tensor:
     """The margin of every class; empty where the rule has none of its own."""
     known = torch.as_tensor(counts) if counts is not None else None
@@ -247,6 +281,6 @@ def _margins(rule: RuleConfig, counts: Any, num_classes: int) -> Tensor:
 
 
 def _domains(class_names: Sequence[str], domains: Sequence[str]) -> Tensor:
-    """The domain of each class; classes of one domain are neighbours, since names are sorted."""
+    """The domain of each class; those of one domain are neighbours where names are sorted, which foreign ones need not be."""
     numbers = {name: number for number, name in enumerate(domains)}
     return torch.tensor([numbers.setdefault(name.split("/", 1)[0], len(numbers)) for name in class_names])

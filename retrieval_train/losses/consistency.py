@@ -41,7 +41,6 @@ class Config(LossConfig):
 
     needs_strong: ClassVar[bool] = True
     takes_unlabelled: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
 
     @property
     def needs_all_classes(self) -> bool:  # type: ignore[override]
@@ -67,7 +66,7 @@ class Config(LossConfig):
         """Each rank differentiates what its classes add to every row."""
         import torch
 
-        classes = of_all_ranks(needed(seen.classes), seen, self.name)
+        classes = needed(seen.classes)
         weak_TD, strong_TD = _rows_of_all(seen)
         with torch.no_grad():
             weak_TC = classes.logits(weak_TD)
@@ -119,13 +118,3 @@ def _rows_of_all(seen: Seen) -> tuple[Tensor, Tensor]:
 def no_loss(seen: Seen) -> Value:
     """0 with a gradient of 0: what a loss answers that needs more of the images than this forward made."""
     return Value(spread(seen.emb_ND.sum() * 0, seen.world))
-
-
-def of_all_ranks(classes: Classes, seen: Seen, loss: str) -> Classes:
-    """Raises ValueError where nodes have all classes each: every node would then add the whole loss."""
-    if classes.world.size != seen.world.size:
-        raise ValueError(
-            f"loss '{loss}': the class centres are shared by {classes.world.size} of {seen.world.size} ranks "
-            "(head.shard_within: node), but this loss sums over the classes of all ranks; set head.shard_within: world"
-        )
-    return classes

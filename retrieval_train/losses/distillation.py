@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 
 from retrieval_train.losses import softmax
 from retrieval_train.losses.classes import needed
-from retrieval_train.losses.consistency import no_loss, of_all_ranks
+from retrieval_train.losses.consistency import no_loss
 from retrieval_train.losses.loss import LossConfig, Value, spread
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class Config(LossConfig):
         """The KL of every row, (B,): each rank differentiates what its classes add to every row."""
         import torch
 
-        student = of_all_ranks(needed(seen.classes), seen, self.name)
-        teacher = of_all_ranks(seen.own_classes["teacher"], seen, self.name)
+        student, teacher = needed(seen.classes), seen.own_classes["teacher"]
         with torch.no_grad():
             teacher_BC = self._log_probabilities(teacher.cosines(teacher_BK), teacher, seen)
         student_BC = self._log_probabilities(student.cosines(seen.emb_BD), student, seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retrieval_train.losses.softmax import Config as Softmax
 
@@ -21,6 +21,16 @@ class Config(Softmax):
     """How much less; 1 and more, so that the slope is finite where p = 1."""
 
     many_labels: ClassVar[bool] = False
+
+    @field_validator("label_smoothing", mode="after")
+    @classmethod
+    def _p_is_of_the_label(cls, value: float) -> float:
+        if value > 0:
+            raise ValueError(
+                f"{value:g} is given, but a smoothed cross-entropy is not the -log p that focal weighs; leave it out, or use "
+                "softmax"
+            )
+        return value
 
     def rows(self, entropy_B: Tensor) -> Tensor:
         import torch

@@ -126,7 +126,6 @@ class LossConfig(Section):
     """Whether it needs a second view of each image (data.strong)."""
     takes_unlabelled: ClassVar[bool] = False
     """Whether it uses images without labels (data.unlabelled)."""
-    needs_labels: ClassVar[bool] = True
     many_labels: ClassVar[bool] = True
     """Whether an image may have several labels."""
     compares_rows: ClassVar[bool] = False

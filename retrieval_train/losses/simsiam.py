@@ -38,7 +38,6 @@ class Config(LossConfig):
     """Dimensions between the predictor's two layers: fewer than `projection`, a bottleneck."""
 
     needs_strong: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
 
     def layers(self, *, num_features: int, dim: int, num_domains: int) -> nn.Module:
         from retrieval_train.losses.layers import ProjectAndPredict

@@ -213,5 +213,10 @@ def test_what_does_not_fit_is_told_before_anything_starts(tmp_path: Path, sets: 
         config(sets, other)
     with pytest.raises(ConfigError, match=r"set +no shard set \S+/shape"):
         config(sets, other, set="shape")
+    mine = make_export(tmp_path / "mine", sets, ["cold/c0"], sub_centres=1)
+    before = config(sets, mine).inputs()
+    exported.save_centres(mine, ["cold/c0"], torch.zeros(1, 1, DIM))
+    after = config(sets, mine).inputs()
+    assert [key for key in before if before[key] != after[key]] == ["centres"], "another table is another run"
     with pytest.raises(ConfigError, match=r"model +\S+/nowhere is no export"):
         config(sets, tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,25 @@ def test_what_does_not_fit_is_told_before_anything_starts(tmp_path: Path, sets: 
         with pytest.raises(ConfigError, match=told):
             checked(config(tmp_path, sets, init=init, **edit))
     checked(config(tmp_path, sets, init=init | {"centres": "none"}, data=only_more))
+
+
+def test_another_table_of_centres_is_another_run_where_it_is_read(tmp_path: Path, sets: Path, export: Path) -> None:
+    """The sha256 in model.json is of the model alone."""
+    folder = tmp_path / "export"
+    shutil.copytree(export, folder)
+
+    def inputs() -> list[dict[str, str]]:
+        init = {"model": str(folder)}
+        edits: list[dict[str, Any]] = [{"init": init}, {"init": init | {"centres": "none"}}]
+        return [checked(config(tmp_path, sets, **edit)).inputs() for edit in edits]
+
+    (named, none), table = inputs(), torch.zeros(len(OLD), 1, DIM)
+    exported.save_centres(folder, OLD, table)
+    (other, same) = inputs()
+    assert {key for key in named if named[key] != other[key]} == {"init.centres"}
+    assert none == same and "init.centres" not in none
+    exported.save_centres(folder, OLD[::-1], table)
+    assert inputs()[0]["init.centres"] != other["init.centres"], "rows of other classes"
 
 
 # --- going on from a checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import yaml
 
 from jobs import job, train
+from jobs.training import objective
+from jobs.training.figures import load_of
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from retrieval_train.data.foreign import ForeignConfig
+from retrieval_train.engine.memory import memory_of
 from retrieval_train.rundir import RunDir
 from retrieval_train.world import Alone, World
 from shards.cli import main
@@ -166,6 +170,20 @@ CASES: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
             )
         ],
     ),
+    "shared labels where images have one": (
+        {
+            "head": None,
+            "loss": {"name": "triplet", "min_shared": 2},
+            "aux": aux({"name": "triplet", "min_shared": 4}),
+        },
+        [
+            (
+                "loss.min_shared",
+                "is 2, and images of these sets have one label each: no two would be alike; set it to 1",
+            ),
+            ("aux.x.loss.min_shared", "is 4, and images of these sets have one label each"),
+        ],
+    ),
     "KL of what is no probability": (
         {"data": STRONG, "aux": aux({"name": "consistency", "kind": "kl", "on": "logits"})},
         [("aux.x.loss.on", "KL compares probabilities, not logits; set kind: mse or on: probabilities")],
@@ -217,6 +235,45 @@ def test_all_mistakes_are_told_at_once_and_a_config_that_was_dumped_is_the_same(
     assert configs.check(train.Config, yaml.safe_load(configs.dump(config)), where="x") == config
 
 
+@pytest.mark.parametrize("loss", ["triplet", "softmax"])
+def test_a_head_for_one_label_is_told_once_whichever_losses_compare_with_it(here: Path, loss: str) -> None:
+    """With triplet it is the loss under aux alone that does."""
+    tags, curricular = {**DATA, "mixture": {"tags": 1.0}}, {"name": "curricularface"}
+    with pytest.raises(ConfigError) as told:
+        job.check(given(here, data=tags, head=curricular, loss={"name": loss}, aux=aux("bce")), where="my.yaml")
+    assert [key for key, _ in told.value.problems] == ["head"]
+    job.check(given(here, data=tags, loss={"name": "triplet", "min_shared": 2}, head=None), where="my.yaml")
+
+
+def test_few_images_of_a_class_in_a_batch_are_a_warning(
+    here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pk = {**DATA, "order": {"name": "pk", "classes": 4, "images": 2, "short_class": "repeat"}}
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"head": None, "loss": {"name": "triplet"}}, 1),
+        ({"head": None, "loss": {"name": "triplet"}, "data": pk}, 0),
+        ({"head": None, "loss": {"name": "triplet"}, "data": {**DATA, "batch": 24}}, 0),
+        ({"aux": aux("xbm")}, 0),
+        ({}, 0),
+    ]
+    for number, (more, wanted) in enumerate(cases):
+        caplog.clear()
+        config = job.check(given(here, **more), where="my.yaml")
+        assert isinstance(config, train.Config)
+        train.build(config, RunDir(tmp_path / str(number)), Alone())
+        assert sum("compares images of a class with each other" in line for line in caplog.messages) == wanted, more
+
+
+def uneven_nodes(world: World, sets: Path) -> str:
+    """Two ranks on one node, one on another."""
+    os.environ["LOCAL_WORLD_SIZE"] = str((2, 2, 1)[world.rank])
+    config = job.check(given(sets, head={**ARC, "shard_within": "node"}), where="my.yaml")
+    assert isinstance(config, train.Config)
+    with pytest.raises(ValueError, match="shard_within: node needs as many ranks on every node") as told:
+        objective._groups(config, world)
+    return str(told.value)
+
+
 def too_many_ranks(world: World, root: Path, sets: Path) -> str:
     config = job.check(given(sets, data={**DATA, "mixture": {"few": 1.0}, "batch": 4}), where="my.yaml")
     assert isinstance(config, train.Config)
@@ -227,10 +284,27 @@ def too_many_ranks(world: World, root: Path, sets: Path) -> str:
     return ""
 
 
-def test_fewer_classes_than_ranks_is_one_message_on_every_rank(tmp_path: Path, here: Path) -> None:
+def check_share_of_a_node(world: World, root: Path, sets: Path) -> None:
+    """Three nodes of one rank: each has all centres, and memory is reckoned so."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    config = job.check(given(sets, head={**ARC, "shard_within": "node"}, data={**DATA, "batch": 9}), where="my.yaml")
+    assert isinstance(config, train.Config)
+    learner = train.build(config, RunDir(root / "nodes"), world).learner
+    load = load_of(config, learner)
+    assert (load.ranks, load.nodes) == (3, 3) and learner.head is not None
+    assert memory_of(load).centres == learner.head.centre_CKD.nbytes * (2 + load.moments)
+
+
+def not_these_ranks(world: World, root: Path, sets: Path) -> tuple[str, str]:
+    check_share_of_a_node(world, root, sets)
+    return too_many_ranks(world, root, sets), uneven_nodes(world, sets)
+
+
+def test_ranks_that_do_not_fit_are_one_message_on_every_rank(tmp_path: Path, here: Path) -> None:
     draw(tmp_path / "drawn", domains={"warm": 2}, images=3)
     made = ["make", "folder", str(tmp_path / "drawn"), "--levels", "domain/class", "--train-only"]
     assert main([*made, "--out", str(here / "few")]) == 0
-    told = run_ranks(too_many_ranks, 3, tmp_path, here)
-    assert told == ["2 classes cannot be shared by 3 ranks; use fewer ranks"] * 3
+    few, uneven = zip(*run_ranks(not_these_ranks, 3, tmp_path, here), strict=True)
+    assert few == ("2 classes cannot be shared by 3 ranks; use fewer ranks",) * 3
+    assert len(set(uneven)) == 1 and "here nodes have 1 and 2; start as many on each" in uneven[0]
     assert not too_many_ranks(Alone(), tmp_path / "alone", here)

@@ -228,6 +228,51 @@ def test_state_of_another_order_or_judge_is_left_behind(sets: Path, tmp_path: Pa
     assert still_true(saved, other).keys() == {"judge", "intake"}
 
 
+SIMSIAM: dict[str, Any] = {"loss": {"name": "simsiam", "projection": 12}}
+TEACHERS: dict[str, Any] = {"loss": {"name": "distillation", "teacher_dim": 6}}
+LINEAR: dict[str, Any] = {"head": {"name": "linear"}, "loss": {"name": "bce"}}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "fixed"),
+    [
+        ({"head": {"name": "arcface", "sub_centres": 2}}, {}, ["head.sub_centres"]),
+        ({"head": {"name": "linear"}}, {}, ["head.bias"]),
+        ({"head": {"name": "linear", "bias": False}}, {}, []),
+        ({"head": {"name": "adaface"}}, {}, []),
+        (
+            {"aux": {"x": LINEAR}},
+            {"aux": {"x": {**LINEAR, "head": {"name": "linear", "bias": False}}}},
+            ["aux.x.head.bias"],
+        ),
+        ({"aux": {"x": LINEAR}}, {"aux": {"y": LINEAR}}, []),
+        ({"aux": {"x": SIMSIAM}}, {}, ["aux.x"]),
+        ({}, {"aux": {"x": SIMSIAM}}, ["aux.x"]),
+        ({"aux": {"x": {"loss": {"name": "triplet"}}}}, {"aux": {"x": SIMSIAM}}, ["aux.x.loss.name"]),
+        (
+            {"aux": {"x": SIMSIAM}},
+            {"aux": {"x": {"loss": {"name": "simsiam", "projection": 8, "hidden": 4}, "weight": 2}}},
+            ["aux.x.loss.projection", "aux.x.loss.hidden"],
+        ),
+        (TEACHERS, {"loss": {**TEACHERS["loss"], "temperature": 0.2, "teacher_scale": 8}}, []),
+        (TEACHERS, {"loss": {**TEACHERS["loss"], "teacher_dim": 5}}, ["loss.teacher_dim"]),
+        ({"loss": {"name": "focal"}}, {}, []),
+    ],
+)
+def test_what_gives_centres_or_layers_another_shape_cannot_be_forced(
+    sets: Path, tmp_path: Path, there: dict[str, Any], here: dict[str, Any], fixed: list[str]
+) -> None:
+    def made(more: dict[str, Any]) -> Any:
+        is_seen_twice = any(aux["loss"]["name"] == "simsiam" for aux in more.get("aux", {}).values())
+        data = {"mixture": {"shapes": 1.0}, "batch": 12} | ({"strong": {"flip": 0.5}} if is_seen_twice else {})
+        return checked(config(tmp_path, sets, data=data, **more))
+
+    saved = {"config": json.loads(json.dumps(described(made(there))))}
+    forced, state = Origin(checkpoint="s3://a/b", force_config=True), {"step": 2, "extra": saved}
+    told = forced._misfit(state, made(here)) or ""
+    assert sorted(re.findall(r"^    (\S+): .* \*$", told, re.MULTILINE)) == sorted(fixed)
+
+
 # --- as a user does it
 
 

@@ -44,7 +44,28 @@ def test_an_override_and_a_base_change_the_value(good: Path) -> None:
     (good.parent / "child.yaml").write_text("base: good.yaml\nhead: {scale: 12}\n")
     values = read(good.parent / "child.yaml", overrides=["head.margin=0.4"])
     config = check(train.Config, values, where="child")
-    assert (config.head.scale, config.head.margin) == (12, 0.4)  # type: ignore[attr-defined]
+    assert (config.head.scale, config.head.margin) == (12, 0.4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["head.name=cosface"], ["head=cosface"], ["head={name: cosface}"], ["head.scale=20", "head.name=cosface"]],
+)
+def test_another_rule_or_loss_begins_anew(good: Path, overrides: list[str]) -> None:
+    (good.parent / "child.yaml").write_text("base: good.yaml\nhead: {scale: 12}\nloss: {label_smoothing: 0.1}\n")
+    values = read(good.parent / "child.yaml", overrides=[*overrides, "loss=focal"])
+    config = check(train.Config, values, where="child")
+    assert config.head.model_dump()["margin"] == 0.35, "ArcFace's 0.3 is no margin of CosFace"  # type: ignore[union-attr]
+    assert config.head.scale == (20 if len(overrides) == 2 else 30)  # type: ignore[union-attr]
+    assert config.loss.name == "focal"
+
+
+def test_a_loss_without_a_name_is_a_softmax_and_the_same_name_keeps_what_was_said(good: Path) -> None:
+    values = read(good, overrides=["loss.over=domain", "head.name=arcface"])
+    config = check(train.Config, values, where="good")
+    assert config.loss.model_dump() == {"name": "softmax", "label_smoothing": 0.0, "over": "domain"}
+    assert config.head.model_dump()["margin"] == 0.3  # type: ignore[union-attr]
+    assert problems_of(good, "loss.ovr=domain") == {"loss.ovr": "unknown key; did you mean loss.over?"}
 
 
 def test_every_mistake_is_told_at_once(good: Path) -> None:
@@ -60,7 +81,9 @@ def test_every_mistake_is_told_at_once(good: Path) -> None:
 
 def test_an_unknown_name_lists_the_names_there_are(good: Path) -> None:
     found = problems_of(good, "head.name=arcfaec", "engine.name=fsdp")
-    assert found["head.name"].startswith("'arcfaec' is unknown; did you mean arcface? there are: arcface, cosface")
+    assert found["head.name"].startswith(
+        "'arcfaec' is unknown; did you mean arcface? there are: adacos, adaface, arcface"
+    )
     assert found["engine.name"] == "'fsdp' is unknown; there are: plain, zero"
 
 
@@ -69,7 +92,7 @@ def test_a_missing_part_is_named(good: Path, tmp_path: Path) -> None:
     path.write_text("job: train\nrun: {name: x}\nhead: {margin: 0.3}\n")
     found = problems_of(path)
     assert found["backbone"] == "is required and missing"
-    assert found["head.name"].startswith("is required and missing; one of: arcface")
+    assert found["head.name"].startswith("is required and missing; one of: adacos, adaface, arcface")
 
 
 @pytest.mark.parametrize(

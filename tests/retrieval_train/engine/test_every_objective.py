@@ -216,17 +216,18 @@ def test_every_rule_and_every_loss_goes_on_on_three_ranks_from_the_checkpoint_of
             {name: figures[HALF:] for name, figures in wanted.items()},
         )
         for name, (_, found) in of_rank.items():
-            torch.testing.assert_close(
-                found, state[name], rtol=1e-5, atol=1e-6, msg=lambda text, at=name: f"{at}: {text}"
-            )
+            assert found.keys() == state[name].keys(), name
+            for key, tensor in found.items():
+                assert torch.allclose(tensor, state[name][key], rtol=1e-5, atol=1e-6), f"{name}: {key}"
 
 
 def check_figures(found: dict[str, list[list[float]]], wanted: dict[str, list[list[float]]]) -> None:
     assert found.keys() == wanted.keys()
+    # abs: SimSiam's rows are in [-1, 1] and their mean can be near 0, where float32 has no 1e-5 of it
     wrong = {
         name: (figures, wanted[name])
         for name, figures in found.items()
-        if len(figures) != HALF or figures != [pytest.approx(step, rel=1e-5) for step in wanted[name]]
+        if len(figures) != HALF or figures != [pytest.approx(step, rel=1e-5, abs=2e-7) for step in wanted[name]]
     }
     assert not wrong, f"of {list(wrong)}: {wrong}"
 

@@ -162,6 +162,16 @@ def test_a_known_example_of_many_classes() -> None:
     assert tenth.logits == pytest.approx(2 * 0.0357e9, rel=0.01), "kept, and a block that is all of them"
 
 
+def test_a_node_that_has_all_classes_holds_what_as_many_ranks_alone_would_with_its_rows() -> None:
+    """And, while nodes sum it, its gradient once more."""
+    load = Load(trained=0, ranks=32, nodes=4, classes=349_000, dim=512, rows=8192)
+    memory, alone = memory_of(load), memory_of(replace(load, ranks=8, nodes=1, rows=8192 // 4))
+    assert (memory.centres, memory.logits) == (alone.centres, alone.logits)
+    assert (memory.updating, alone.updating) == (memory.centres // 4, 0)
+    with pytest.raises(ValueError, match="32 ranks on 5 nodes"):
+        memory_of(replace(load, nodes=5))
+
+
 @pytest.mark.parametrize(("ranks", "sub_centres", "logits_mb"), [(1, 1, 2048), (4, 1, 2048), (1, 1, 31), (1, 2, 2048)])
 def test_what_head_and_loss_hold_is_what_the_formula_says(ranks: int, sub_centres: int, logits_mb: int) -> None:
     """The table itself was there before."""

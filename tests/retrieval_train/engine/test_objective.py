@@ -19,6 +19,7 @@ from retrieval_train.engine.diagnosis import look_again
 from retrieval_train.engine.engine import EngineConfig
 from retrieval_train.engine.optimizers import adamw, sam
 from retrieval_train.engine.schedule import ScheduleConfig
+from retrieval_train.engine.state_file import CheckpointError
 from retrieval_train.engine.stepper import Stepper
 from retrieval_train.heads import adacos, adaface, curricularface, linear
 from retrieval_train.heads.centres import Head
@@ -219,6 +220,37 @@ def test_class_centres_and_their_moments_go_by_name_into_another_order(tmp_path:
         assert torch.equal(tensor.flip(0), taken[name]) and not torch.equal(tensor, taken[name]), name
 
 
+def test_with_new_classes_a_head_that_is_new_is_told_and_a_heads_running_state_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a second loss has the name `loss`. What losses remember of classes begins anew."""
+    world = Alone()
+
+    def engine(*names: str) -> Stepper:
+        heads = {name: Head(adaface.Config(), CLASSES, dim=DIM, world=world, seed=3) for name in ("", *names)}
+        aux = {name: Term(softmax.Config(), heads[name]) for name in names}
+        memory = xbm.Config(bank=10)
+        aux["memory"] = Term(memory, state=memory.first_state(dim=DIM))
+        return engine_of(Learner(Tiny(), heads[""], softmax.Config(), world, aux=aux), plain.Config())
+
+    saved = engine("loss")
+    train(saved, world, until=2, is_bad=False)
+    save(saved, tmp_path / "saved", {}, world)
+    wanted, taken = running_of(saved), engine("loss", "more")
+    logging.disable(logging.NOTSET)
+    taken.load(tmp_path / "saved", new_classes=True)
+    logging.disable(logging.WARNING)
+    assert [text for text in caplog.messages if "all begin at random" in text] == [
+        f"{tmp_path / 'saved'} has no centres of head 'more': all begin at random"
+    ]
+    found = running_of(taken)
+    for name in ("head.norm_mean", "loss.head.norm_mean"):
+        assert torch.equal(found[name], wanted[name]) and not torch.equal(found[name], running_of(engine("loss"))[name])
+    assert int(wanted["memory.loss.bank_at"]) > 0 and int(found["memory.loss.bank_at"]) == 0
+    with pytest.raises(CheckpointError, match="has no centres for"):
+        engine("loss", "more").load(tmp_path / "saved")
+
+
 # --- nodes that have all classes each
 
 
@@ -245,9 +277,13 @@ def test_two_nodes_of_two_ranks_that_have_all_classes_each_are_one_process(tmp_p
     for name, rule, _, rho in nodes_cases():
         engine = engine_of(learner_of(rule, world, rows_compared=False), plain.Config(), rho=rho)
         wanted[name] = trained(engine, world)
-    for of_rank in run_ranks(on_nodes, 4, tmp_path):
+    of_ranks = run_ranks(on_nodes, 4, tmp_path)
+    for of_rank in of_ranks:
         for name, found in of_rank.items():
             check_equal(found, wanted[name], name)
+            assert found.figures == of_ranks[0][name].figures, (
+                f"{name}: the norm to the last bit, or copies drift apart"
+            )
     assert len(list((tmp_path / "nodes").glob("classes-*.txt"))) == 2, "one node's ranks save them"
     resumed = engine_of(learner_of(RULES["curricularface"], world, rows_compared=False), plain.Config())
     resumed.load(tmp_path / "nodes")
@@ -314,4 +350,19 @@ def test_a_second_look_goes_backward_through_all_views_of_the_images() -> None:
     assert engine.train_step([batch]).skipped == "gradient"
     assert look_again(engine, learner, [batch]) == "rank 0: first in the gradient of neck.bias"
     hook.remove()
+    batch = replace(batch, unlabelled=replace(rest, key_N=("a", "b", "c")))
+    assert batch.unlabelled is not None
+    first = [0, ROWS, 2 * ROWS, 2 * ROWS + 3]  # of each view
+    for rows, told in {
+        (first[0] + 2,): "; samples toys/2",
+        (first[1] + 1,): "; strong view: samples toys/1",
+        (first[0], first[2] + 1, first[3] + 2): (
+            "; samples toys/0; unlabelled view: samples b; unlabelled_strong view: samples c"
+        ),
+    }.items():
+        scale_N1 = torch.ones(2 * ROWS + 6, 1)
+        scale_N1[list(rows)] = math.nan
+        spoil = learner.embedder.get_submodule("neck").register_forward_hook(lambda *told, by=scale_N1: told[2] * by)
+        assert look_again(engine, learner, [batch]) == f"rank 0: first in the output of neck{told}"
+        spoil.remove()
     assert not engine.train_step([batch]).skipped

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
@@ -121,6 +122,36 @@ def test_fewer_classes_than_ranks_is_refused() -> None:
 def test_a_label_that_is_no_class_is_refused(label: int) -> None:
     with pytest.raises(ValueError, match=rf"labels run from .*{label}.* but there are 11 classes"):
         by_rows(head_of(normface.Config()), softmax.Config(), torch.ones(2, 6), torch.tensor([3, label]))
+
+
+def test_domains_whose_classes_alternate_are_refused_where_rows_see_their_own_domain_only() -> None:
+    head = Head(normface.Config(), ["a/1", "b/1", "a/2", "b/2"], dim=6, world=Alone(), seed=0, domains=("a", "b"))
+    with pytest.raises(ValueError, match=r"classes of several domains alternate.*`shards make`.*or set over: all"):
+        by_rows(head, softmax.Config(over="domain"), torch.ones(2, 6), torch.tensor([3, 0]))
+    assert by_rows(head, softmax.Config(), torch.ones(2, 6), torch.tensor([3, 0]))[0].isfinite()
+
+
+def test_focal_refuses_smoothing() -> None:
+    with pytest.raises(
+        ValidationError, match=r"0\.1 is given, but a smoothed cross-entropy is not the -log p that focal weighs"
+    ):
+        focal.Config(label_smoothing=0.1)
+    assert focal.Config(label_smoothing=0).gamma == 2
+
+
+@pytest.mark.parametrize("limit", [1, 40, 64, 65, 200, 1000, 5000])
+def test_wide_blocks_of_classes_are_multiples_of_64_and_end_where_domains_end(limit: int) -> None:
+    names = [f"a/{n:04}" for n in range(1003)] + [f"b/{n:04}" for n in range(70)]
+    head = Head(normface.Config(), names, dim=2, world=Alone(), seed=0, domains=("a", "b"))
+    head.block_mb = limit * 4 * 2 / 2**20
+    row = torch.tensor([0, 1])
+    blocks = head.score(torch.ones(2, 2), head.centre_CKD, row, row, own_domain=True)._blocks
+    ends = [0, *(block.stop for block in blocks)]
+    assert [block.start for block in blocks] == ends[:-1] and {1003, 1073} <= set(ends) and ends[-1] == 1073
+    widths = [block.stop - block.start for block in blocks]
+    assert 0 < max(widths) <= limit
+    for width, stop in zip(widths, ends[1:], strict=True):
+        assert width <= 64 or width % 64 == 0 or stop in (1003, 1073)
 
 
 def test_margins_by_counts_want_the_counts() -> None:

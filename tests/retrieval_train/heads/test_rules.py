@@ -470,6 +470,7 @@ def test_adacos_refuses_so_few_classes_that_its_scale_is_zero(num_classes: int) 
 @pytest.mark.parametrize(
     ("values", "path", "message"),
     [
+        ({"name": "adacos", "sample_rate": 0.5}, "head", "sample_rate is 0.5, but dynamic adacos finds its scale from"),
         ({"name": "adacos", "scale": 30}, "head.scale", "30 is given, but adacos finds its scale itself; leave it out"),
         (
             {"name": "li_arcface", "margin": 28.6},

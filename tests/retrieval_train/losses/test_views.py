@@ -270,16 +270,6 @@ def test_a_forward_without_second_views_and_layers_adds_nothing(case: str) -> No
     assert leaves["emb"].grad is not None and not leaves["emb"].grad.any()
 
 
-@pytest.mark.parametrize("case", ["probabilities", "distillation"])
-def test_classes_that_every_node_has_are_refused(case: str) -> None:
-    seen, _ = seen_of(Alone(), case, (ROWS,), (UNLABELLED,))
-    assert seen.classes is not None
-    seen.classes.world = Alone()
-    seen.classes.world.size = 2
-    with pytest.raises(ValueError, match=r"shared by 2 of 1 ranks .*set head.shard_within: world"):
-        CASES[case].value(seen)
-
-
 def test_settings_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValidationError, match="KL compares probabilities, not embeddings"):
         consistency.Config(kind="kl", on="embeddings")
