@@ -90,16 +90,23 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     problems = [(item, "not of the form key=value") for item in overrides if "=" not in item or item.startswith("=")]
     if problems:
         raise ConfigError("command line", problems)
-    given: Any = OmegaConf.create({})
-    for item in overrides:
-        try:
-            given = OmegaConf.merge(given, OmegaConf.from_dotlist([item]))
-        except Exception as error:  # OmegaConf lets YAML's own errors through
-            raise ConfigError("command line", [(item, _first_line(error))]) from error
     merged: Any = OmegaConf.create({})
-    for layer in (*layers, given):
+    for layer in layers:
         _drop_renamed(merged, layer)
         merged = OmegaConf.merge(merged, layer)
+
+    def in_turn(lower: Any) -> Any:
+        for item in overrides:
+            try:
+                lower = OmegaConf.merge(lower, OmegaConf.from_dotlist([item]))
+            except Exception as error:  # OmegaConf lets YAML's own errors through
+                raise ConfigError("command line", [(item, _first_line(error))]) from error
+        return lower
+
+    _drop_renamed(
+        merged, in_turn(OmegaConf.create({}))
+    )  # by all at once: `head.scale=20 head.name=cosface` keeps the 20
+    merged = in_turn(merged)
     try:
         resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
