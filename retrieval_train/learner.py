@@ -48,6 +48,11 @@ class Term:
     """E: columns that its layers add behind the embedding."""
 
 
+def dotted(name: str, key: str) -> str:
+    """What `key` is called of the term or head of that name; the main one is ""."""
+    return f"{name}.{key}" if name else key
+
+
 class View(NamedTuple):
     """Images of a batch seen in one way."""
 
@@ -58,18 +63,13 @@ class View(NamedTuple):
 
 def views(batch: Batch) -> dict[str, View]:
     """All images that go through the embedder at a step, in the order in which they do, in one forward."""
-    found = {"weak": View(batch.image_NCHW, batch.row_N)}
-    if batch.strong_NCHW is not None:
-        found["strong"] = View(batch.strong_NCHW, batch.row_N)
-    if batch.unlabelled is not None:
-        rest = batch.unlabelled
-        found["unlabelled"] = View(rest.image_NCHW, rest.row_N)
-        if rest.strong_NCHW is not None:
-            found["unlabelled_strong"] = View(rest.strong_NCHW, rest.row_N)
-    shift = {"weak": 0, "strong": 1, "unlabelled": 2, "unlabelled_strong": 3}
+    known = [("weak", batch.image_NCHW, batch.row_N), ("strong", batch.strong_NCHW, batch.row_N)]
+    if (rest := batch.unlabelled) is not None:
+        known += [("unlabelled", rest.image_NCHW, rest.row_N), ("unlabelled_strong", rest.strong_NCHW, rest.row_N)]
     return {
-        name: View(view.image_NCHW, tuple(row + shift[name] * _VIEW for row in view.row_N))
-        for name, view in found.items()
+        name: View(image_NCHW, tuple(row + number * _VIEW for row in row_N))
+        for number, (name, image_NCHW, row_N) in enumerate(known)  # a view that is absent keeps its number
+        if image_NCHW is not None
     }
 
 
@@ -101,7 +101,7 @@ class Learner:
         for name, term in self.terms.items():
             if term.head is not None:
                 found[name] = term.head
-            found |= {f"{name}.{own}".lstrip("."): head for own, head in term.own_heads.items()}
+            found |= {dotted(name, own): head for own, head in term.own_heads.items()}
         return found
 
     def sharded(self) -> list[nn.Parameter]:
@@ -110,10 +110,10 @@ class Learner:
 
     def running(self, *, of_losses: bool = True) -> dict[str, Tensor]:
         """The running state of rules and, with `of_losses`, of losses: the same on all ranks."""
-        found = {f"{name}.head.{key}".lstrip("."): v for name, h in self.heads.items() for key, v in h.state.items()}
+        found = {dotted(name, f"head.{key}"): v for name, h in self.heads.items() for key, v in h.state.items()}
         if of_losses:
             for name, term in self.terms.items():
-                found |= {f"{name}.loss.{key}".lstrip("."): value for key, value in term.state.items()}
+                found |= {dotted(name, f"loss.{key}"): value for key, value in term.state.items()}
         return found
 
     def draw(self, *, seed: int, step: int) -> None:

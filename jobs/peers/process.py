@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ class Contestant:
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         do = asked["do"]
         if do == "hello":
-            return self._import()
+            missing = imported(self._module, "torch", "torch.utils.data", "torchvision.transforms.v2")
+            if not missing:
+                importlib.import_module("torch").set_num_threads(1)
+            return missing
         if do == "open":
             values = asked["task"]
             return self._open(Task(**{**values, "cores": tuple(values["cores"])}))
@@ -39,16 +43,6 @@ class Contestant:
             return take_turn(self._stream, asked["seconds"])
         assert do == "close", do
         self._close()
-        return {}
-
-    def _import(self) -> dict[str, Any]:
-        """What takes seconds and is no part of opening a stream."""
-        try:
-            for library in (self._module, "torch", "torch.utils.data", "torchvision.transforms.v2"):
-                importlib.import_module(library)
-        except ModuleNotFoundError as error:
-            return {"missing": error.name}
-        importlib.import_module("torch").set_num_threads(1)
         return {}
 
     def _open(self, task: Task) -> dict[str, Any]:
@@ -66,6 +60,16 @@ class Contestant:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def imported(*modules: str) -> dict[str, Any]:
+    """What takes seconds and is no part of opening; says which library is missing, if any is."""
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return {"missing": error.name}
+    return {}
 
 
 def take_turn(stream: Stream, seconds: float) -> dict[str, float]:
@@ -93,17 +97,22 @@ def family_cpu_s() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def main() -> None:
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer what comes in, line by line, until the input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print goes to the log
-    contestant = Contestant(sys.argv[1])
     for line in sys.stdin:
         try:
-            reply = contestant.answer(json.loads(line))
+            reply = answer(json.loads(line))
         except Exception as error:  # told to whoever asked, who decides; the log has the traceback
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def main() -> None:
+    contestant = Contestant(sys.argv[1])
+    serve(contestant.answer)
     contestant.answer({"do": "close"})
 
 

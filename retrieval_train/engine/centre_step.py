@@ -18,6 +18,7 @@ from retrieval_train.engine import checkpoint
 from retrieval_train.engine.params import set_lr, squared_norm
 from retrieval_train.engine.state_file import CheckpointError
 from retrieval_train.heads.centres import Head
+from retrieval_train.learner import dotted
 
 if TYPE_CHECKING:
     from retrieval_train.engine.optimizers.optimizer import OptimizerConfig
@@ -63,7 +64,7 @@ class CentreStep:
         found: dict[str, Tensor] = {}
         for name, table in self._tables.items():
             if table.head.nodes is None or table.head.nodes.rank == 0:
-                found |= {f"{name}.{kind}".lstrip("."): tensor for kind, tensor in table.tensors().items()}
+                found |= {dotted(name, kind): tensor for kind, tensor in table.tensors().items()}
         return found
 
     @property
@@ -83,7 +84,7 @@ class CentreStep:
             _tell_changed(folder, head)
         found = checkpoint.read_centres(folder, head.class_names)
         for prefix, table in self._tables.items():
-            start = f"{prefix}." if prefix else ""
+            start = dotted(prefix, "")
             mine = {kind[len(start) :]: rows for kind, rows in found.items() if kind.startswith(start)}
             if new_classes and not table.head.world.any("centre" in mine):
                 told = f"head '{prefix}'" if prefix else "the main head"

@@ -8,7 +8,7 @@ Legend: B rows of the global batch, P (row, label) pairs, C classes (here: of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,8 @@ class Head(nn.Module):
         self.first = self.num_classes * world.rank // world.size
         stop = self.num_classes * (world.rank + 1) // world.size
         self.class_names = list(class_names[self.first : stop])
-        centre_CKD = _initial(self.first, stop, rule.sub_centres, dim, seed)
+        normal_CKD = _random(torch.randn, self.first, stop, rule.sub_centres, dim, seed=seed * 1_000_003)
+        centre_CKD = normal_CKD.div_(dim**0.5)
         if rule.has_bias:
             centre_CKD = functional.pad(centre_CKD, (0, 1))
         self.centre_CKD = nn.Parameter(centre_CKD.to(world.device))
@@ -100,7 +101,8 @@ class Head(nn.Module):
             return self.centre_CKD
         column_P = class_P - self.first
         if self._drawn_C is None:
-            uniform_C = _uniform(self.first, len(self.class_names), self._seed)
+            stop = self.first + len(self.class_names)
+            uniform_C = _random(torch.rand, self.first, stop, seed=self._seed * 65_537)
             self._drawn_C = (uniform_C < self.rule.sample_rate).to(self.centre_CKD.device)
         chosen_C = self._drawn_C.clone()
         chosen_C[column_P[(column_P >= 0) & (column_P < len(chosen_C))]] = True
@@ -180,13 +182,13 @@ class Head(nn.Module):
         column_Q, order_Q = pairs.column_Q.sort(stable=True)
         row_Q, blocks = pairs.row_P[pairs.mine_Q][order_Q], []
         for start, stop in pairwise(ends):
-            row_b = None
+            row_b: Tensor | slice = slice(None)
             if row_domain_B is not None and domain_C is not None:
                 row_b = (row_domain_B == domain_C[start]).nonzero(as_tuple=True)[0]
             cuts = [*range(start, stop, _width(stop - start, limit)), stop]
             places = torch.searchsorted(column_Q, torch.tensor(cuts, device=column_Q.device)).tolist()
             for (a, b), (low, high) in zip(pairwise(cuts), pairwise(places), strict=True):
-                place_q = row_Q[low:high] if row_b is None else torch.searchsorted(row_b, row_Q[low:high])
+                place_q = row_Q[low:high] if isinstance(row_b, slice) else torch.searchsorted(row_b, row_Q[low:high])
                 blocks.append(Block(a, b, row_b, place_q, column_Q[low:high] - a))
         return blocks, self._compared_with(rows, domain_C, row_domain_B, num_columns)
 
@@ -239,24 +241,12 @@ class Head(nn.Module):
         return lacking
 
 
-def _initial(first: int, stop: int, sub_centres: int, dim: int, seed: int) -> Tensor:
+def _random(draw: Callable[..., Tensor], first: int, stop: int, *shape: int, seed: int) -> Tensor:
     """Rows [first, stop) of one random table: the same rows whichever rank makes them."""
     blocks = []
-    for block in range(first // _BLOCK, -(-stop // _BLOCK)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
-        table = torch.randn(_BLOCK, sub_centres, dim, generator=generator) / dim**0.5
-        start = block * _BLOCK
-        blocks.append(table[max(first - start, 0) : stop - start])
-    return torch.cat(blocks)
-
-
-def _uniform(first: int, count: int, seed: int) -> Tensor:
-    """Numbers in [0, 1) for classes [first, first + count): the same whichever rank asks."""
-    blocks = []
-    for block in range(first // _BLOCK, -(-(first + count) // _BLOCK)):
-        generator = torch.Generator().manual_seed((seed * 65_537 + block) % 2**63)
-        start = block * _BLOCK
-        blocks.append(torch.rand(_BLOCK, generator=generator)[max(first - start, 0) : first + count - start])
+    for start in range(first - first % _BLOCK, stop, _BLOCK):
+        generator = torch.Generator().manual_seed(seed + start // _BLOCK)
+        blocks.append(draw(_BLOCK, *shape, generator=generator)[max(first - start, 0) : stop - start])
     return torch.cat(blocks)
 
 

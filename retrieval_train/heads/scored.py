@@ -37,8 +37,8 @@ class Block:
 
     start: int
     stop: int
-    row_b: Tensor | None
-    """None: all rows."""
+    row_b: Tensor | slice
+    """slice(None): all rows."""
     pair_row_q: Tensor
     """Pairs among them: their place in `row_b` ..."""
     pair_column_q: Tensor
@@ -126,10 +126,10 @@ class Scored:
         """Say which classes are computed together, and how many each row is compared with on all ranks."""
         self._blocks, self.num_classes_B = blocks, num_classes_B.to(self._norm_B)
         self.num_blocks = len(blocks)
-        size = sum((b.stop - b.start) * (len(self._unit_BD) if b.row_b is None else len(b.row_b)) for b in blocks)
+        size = sum((b.stop - b.start) * len(self._norm_B[b.row_b]) for b in blocks)
         self.keeps = size * self._centre_CKD.element_size() <= self._rule.logits_mb * 2**20
 
-    def block(self, number: int) -> tuple[Tensor, Tensor | None]:
+    def block(self, number: int) -> tuple[Tensor, Tensor | slice]:
         block = self._blocks[number]
         score_bc = self._best(number)
         if self._rule.only_scales:
@@ -139,7 +139,7 @@ class Scored:
         logit_bc[block.pair_row_q, block.pair_column_q] = -math.inf
         return logit_bc, block.row_b
 
-    def rows(self, number: int) -> Tensor | None:
+    def rows(self, number: int) -> Tensor | slice:
         return self._blocks[number].row_b
 
     def log_sum_others(self, scale: Tensor) -> Tensor:
@@ -148,8 +148,7 @@ class Scored:
         for number, block in enumerate(self._blocks):
             score_bc = self._best(number).mul_(scale.to(log_B))
             score_bc[block.pair_row_q, block.pair_column_q] = -math.inf
-            row_b = slice(None) if block.row_b is None else block.row_b
-            log_B[row_b] = torch.logaddexp(log_B[row_b], score_bc.logsumexp(1))
+            log_B[block.row_b] = torch.logaddexp(log_B[block.row_b], score_bc.logsumexp(1))
         largest_B = self._world.max(log_B).clamp(min=torch.finfo(log_B.dtype).min)  # -inf: compared with no other class
         return largest_B + self._world.sum((log_B - largest_B).exp()).log()
 
@@ -166,8 +165,7 @@ class Scored:
     def _scores(self, number: int) -> Tensor:
         block = self._blocks[number]
         centre_cKD = self._centre_CKD[block.start : block.stop]
-        unit_bD = self._unit_BD if block.row_b is None else self._unit_BD[block.row_b]
-        score_bcK = self._product(unit_bD, centre_cKD.flatten(0, 1).T)
+        score_bcK = self._product(self._unit_BD[block.row_b], centre_cKD.flatten(0, 1).T)
         if self._inverse_CK is not None:
             inverse_cK = self._inverse_CK[block.start : block.stop]
             torch.norm(centre_cKD, dim=-1, out=inverse_cK).clamp_(min=_TINY).reciprocal_()
@@ -176,7 +174,7 @@ class Scored:
         return unflat_bcK
 
     def _targets_of(self, block: Block) -> Targets:
-        if block.row_b is None:
+        if isinstance(block.row_b, slice):
             return self.targets
         is_mine_P = torch.isin(self.targets.row_P, block.row_b)
         place_P = torch.searchsorted(block.row_b, self.targets.row_P[is_mine_P])
@@ -204,8 +202,7 @@ class Scored:
         factor = self.factor if self._rule.only_scales else 1.0
         centre_cKD = self._centre_CKD[block.start : block.stop]
         grad_bk = self._of_sub_centres(number, grad_bc)
-        unit_bD = self._unit_BD if block.row_b is None else self._unit_BD[block.row_b]
-        scaled_bD = unit_bD * (factor if factor_b is None else factor * factor_b[:, None])
+        scaled_bD = self._unit_BD[block.row_b] * (factor if factor_b is None else factor * factor_b[:, None])
         grad_cKD = self._grad_CKD[block.start : block.stop]
         self._product(grad_bk.T, scaled_bD, out=grad_cKD.flatten(0, 1))
         self._along_sphere(block, grad_cKD, centre_cKD)
@@ -213,10 +210,7 @@ class Scored:
             grad_bk = grad_bk.mul_(self._inverse_CK[block.start : block.stop].flatten())
         grad_bD = self._product(grad_bk, centre_cKD.flatten(0, 1))
         grad_bD *= factor if factor_b is None else factor * factor_b[:, None]
-        if block.row_b is None:
-            self._grad_unit_BD += grad_bD
-        else:
-            self._grad_unit_BD[block.row_b] += grad_bD
+        self._grad_unit_BD[block.row_b] += grad_bD
 
     def _through_rule(self, number: int, grad_bc: Tensor) -> Tensor:
         block = self._blocks[number]

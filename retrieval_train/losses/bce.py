@@ -7,7 +7,7 @@ Legend: B rows of the global batch, P (row, label) pairs, b rows and c classes o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -62,8 +62,7 @@ class Config(LossConfig):
         kept = []
         for number in range(scored.num_blocks):
             logit_bc, row_b = scored.block(number)
-            rows: Any = slice(None) if row_b is None else row_b
-            sum_B[rows] += functional.softplus(logit_bc).sum(1)
+            sum_B[row_b] += functional.softplus(logit_bc).sum(1)
             if scored.keeps:
                 kept.append(logit_bc.sigmoid_())
         sum_B = world.sum(sum_B).index_add(0, row_P, self.positive_weight * functional.softplus(-target_P))
@@ -74,7 +73,6 @@ class Config(LossConfig):
         grad_B = grad_B * memo.scale_B
         for number in range(scored.num_blocks):
             probability_bc = memo.kept[number] if memo.kept else scored.block(number)[0].sigmoid_()
-            row_b = scored.rows(number)
-            scored.take(number, probability_bc, grad_B if row_b is None else grad_B[row_b])
+            scored.take(number, probability_bc, grad_B[scored.rows(number)])
         lacking_P = (-scored.target_logit_P).sigmoid()
         scored.take_targets(-self.positive_weight * lacking_P * grad_B[scored.row_P])

@@ -35,14 +35,14 @@ class Scored(Protocol):
     @property
     def class_P(self) -> Tensor: ...
 
-    def block(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """Logits (b, c) of some classes of this rank, and which rows they are of; None: all rows.
+    def block(self, number: int) -> tuple[Tensor, Tensor | slice]:
+        """Logits (b, c) of some classes of this rank, and which rows they are of; slice(None): all rows.
 
         -inf at the pairs, which are among the targets. They are the caller's to overwrite.
         """
         ...
 
-    def rows(self, number: int) -> Tensor | None: ...
+    def rows(self, number: int) -> Tensor | slice: ...
 
     def take(self, number: int, grad_bc: Tensor, factor_b: Tensor | None = None) -> None:
         """The gradient by a block's logits: `grad_bc`, times `factor_b` row by row; what it says of the pairs is left out.

@@ -10,7 +10,7 @@ Legend: B rows of the global batch, P (row, label) pairs, b rows and c classes o
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -76,16 +76,15 @@ class Config(LossConfig):
         kept = []
         for number in range(scored.num_blocks):
             logit_bc, row_b = scored.block(number)
-            rows: Any = slice(None) if row_b is None else row_b
             if self.label_smoothing:
-                sums_B2[rows, 1] += logit_bc.masked_fill(logit_bc == -math.inf, 0).sum(1)
+                sums_B2[row_b, 1] += logit_bc.masked_fill(logit_bc == -math.inf, 0).sum(1)
             block_largest_b = logit_bc.amax(1).clamp(min=torch.finfo(logit_bc.dtype).min)
             power_bc = logit_bc.sub_(block_largest_b[:, None]).exp_()
-            new_b = torch.maximum(largest_B[rows], block_largest_b)
-            sums_B2[rows, 0] = (
-                sums_B2[rows, 0] * (largest_B[rows] - new_b).exp() + power_bc.sum(1) * (block_largest_b - new_b).exp()
+            new_b = torch.maximum(largest_B[row_b], block_largest_b)
+            sums_B2[row_b, 0] = (
+                sums_B2[row_b, 0] * (largest_B[row_b] - new_b).exp() + power_bc.sum(1) * (block_largest_b - new_b).exp()
             )
-            largest_B[rows] = new_b
+            largest_B[row_b] = new_b
             if scored.keeps:
                 kept.append((power_bc, block_largest_b))
         all_largest_B = world.max(largest_B).scatter_reduce(0, row_P, target_P, "amax")
@@ -106,18 +105,16 @@ class Config(LossConfig):
         for number in range(scored.num_blocks):
             if memo.kept:
                 (power_bc, largest_b), row_b = memo.kept[number], scored.rows(number)
-                rows: Any = slice(None) if row_b is None else row_b
             else:
                 power_bc, row_b = scored.block(number)
-                rows = slice(None) if row_b is None else row_b
-                largest_b = memo.log_sum_B[rows]
+                largest_b = memo.log_sum_B[row_b]
                 power_bc = power_bc.sub_(largest_b[:, None]).exp_()
-            factor_b = (largest_b - memo.log_sum_B[rows]).exp()
+            factor_b = (largest_b - memo.log_sum_B[row_b]).exp()
             if not self.label_smoothing:
-                scored.take(number, power_bc, grad_B[rows] * factor_b)
+                scored.take(number, power_bc, grad_B[row_b] * factor_b)
                 continue
-            share_b = self.label_smoothing / scored.num_classes_B[rows]
-            scored.take(number, power_bc.mul_(factor_b[:, None]).sub_(share_b[:, None]), grad_B[rows])
+            share_b = self.label_smoothing / scored.num_classes_B[row_b]
+            scored.take(number, power_bc.mul_(factor_b[:, None]).sub_(share_b[:, None]), grad_B[row_b])
         row_P = scored.row_P
         probability_P = (scored.target_logit_P - memo.log_sum_B[row_P]).exp()
         scored.take_targets((probability_P - self._wanted(scored, memo.labels_B)) * grad_B[row_P])

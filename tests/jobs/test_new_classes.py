@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs import job, train
+from jobs import train
 from retrieval_train.config import ConfigError
 from retrieval_train.data.decode import decode
 from retrieval_train.engine.centre_step import CentreStep
@@ -23,33 +23,13 @@ from retrieval_train.heads.centres import Head
 from retrieval_train.models import exported
 from retrieval_train.rundir import RunDir, write_names
 from retrieval_train.world import Alone, World
+from tests.jobs.test_origin import checked, config
 from tests.processes import run_ranks
 from tests.retrieval_train.data.conftest import make_sets
 
-DIM = 8
+DIM = 8  # as in `config`
 OLD = [f"cold/c{number}" for number in range(4)] + ["warm/c0", "warm/c1", "gone/c7"]
 """Classes of the export: `shapes` has three more in `warm`, `more` all four of `grey`."""
-
-
-def config(root: Path, sets: Path, **more: Any) -> dict[str, Any]:
-    values = {
-        "job": "train",
-        "run": {"name": "one", "threads": 1, "device": "cpu"},
-        "runs_root": str(root / "runs"),
-        "shards_root": str(sets),
-        "backbone": {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1},
-        "neck": {"name": "linear", "out": DIM},
-        "head": {"name": "arcface", "margin": 0.1, "scale": 16},
-        "engine": {"name": "plain"},
-        "data": {"mixture": {"shapes": 1.0, "more": 1.0}, "batch": 12, "workers": 0},
-        "length": {"steps": 2},
-        "tracking": {"wandb": {"mode": "disabled"}},
-    }
-    return values | more
-
-
-def checked(values: dict[str, Any]) -> Any:
-    return job.check(values, where="a config")
 
 
 @pytest.fixture(scope="module")

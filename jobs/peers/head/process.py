@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json
-import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from jobs.peers.head.task import Step, Task
+from jobs.peers.process import imported, serve
 from jobs.peers.task import stay_on
 
 TINY = 64
@@ -38,7 +36,7 @@ class Contestant:
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         do = asked["do"]
         if do == "hello":
-            return self._import()
+            return imported(self._module, "torch")
         if do == "open":
             values = asked["task"]
             return self._open(Task(**{**values, "cores": tuple(values["cores"])}))
@@ -47,14 +45,6 @@ class Contestant:
             return take_turn(self._step, asked["steps"])
         assert do == "close", do
         self._step = None
-        return {}
-
-    def _import(self) -> dict[str, Any]:
-        try:
-            for library in (self._module, "torch"):
-                importlib.import_module(library)
-        except ModuleNotFoundError as error:
-            return {"missing": error.name}
         return {}
 
     def _open(self, task: Task) -> dict[str, Any]:
@@ -108,17 +98,8 @@ def resident(field: str) -> int:
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print goes to the log
     with contextlib.ExitStack() as ranks:
-        contestant = Contestant(sys.argv[1], ranks)
-        for line in sys.stdin:
-            try:
-                reply = contestant.answer(json.loads(line))
-            except Exception as error:  # told to whoever asked, who decides; the log has the traceback
-                traceback.print_exc()
-                reply = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(reply), file=replies, flush=True)
+        serve(Contestant(sys.argv[1], ranks).answer)
 
 
 if __name__ == "__main__":
