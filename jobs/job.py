@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 import jobs
+from jobs.failure import Failure
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError, FileName, Section, place
 from retrieval_train.rundir import RunDir, read_json, write_json, write_text
@@ -46,6 +47,10 @@ class Run(Section):
     """Wall-clock budget of one start: then the run saves, stops as preempted and can be started again."""
     hang_minutes: float | None = Field(default=15, gt=0, json_schema_extra=place())
     """A training run ends as failed, with the stacks of all ranks, when it makes no step for so long; null: never."""
+    join_minutes: float = Field(default=10, gt=0, json_schema_extra=place())
+    """How long the ranks wait for the last of them to start; then the nodes that did not come are named."""
+    preflight: bool = Field(default=True, json_schema_extra=place())
+    """Look at every node before the job begins: GPUs, disks, clocks, versions, network; a bad one is named."""
     deterministic: bool = Field(default=False, json_schema_extra=place())
     """Train by algorithms that give the same numbers, to the last digit, on the same machine each time; slower on GPUs."""
     threads: int | None = Field(default=None, ge=1, json_schema_extra=place())
@@ -77,7 +82,7 @@ class JobConfig(Section):
 
 def names() -> list[str]:
     """The jobs there are."""
-    shared = {"job", "__main__"}
+    shared = {"job", "failure", "preflight", "__main__"}
     found = (entry.name for entry in pkgutil.iter_modules(jobs.__path__) if not entry.ispkg)
     return sorted(name for name in found if name not in shared)
 
@@ -120,6 +125,7 @@ def start(run_dir: Path) -> dict[str, float]:
 
     Raises whatever the job raised; `Preempted` when it saved and wants to be started again.
     """
+    from jobs.preflight import Preflight, node_names
     from retrieval_train.world import open_world
 
     run = RunDir(Path(run_dir).resolve())
@@ -127,12 +133,17 @@ def start(run_dir: Path) -> dict[str, float]:
     with _logging_to(run, rank), contextlib.ExitStack() as open_until_told:
         if rank == 0:  # what the start before this one failed of
             run.error.unlink(missing_ok=True)
+            run.failure.unlink(missing_ok=True)
         try:
             enter_submit_folder(run)
             config = load(run)
             _set_threads(config.run.threads)
             timeout_min = max(30.0, 2 * (config.run.hang_minutes or 0.0))  # the watchdog, which says more, comes first
-            world = open_until_told.enter_context(open_world(config.run.device, timeout_min=timeout_min))
+            before = Preflight(config, run)
+            limits = {"timeout_min": timeout_min, "join_min": config.run.join_minutes}
+            opened = open_world(config.run.device, **limits, nodes=node_names(), look=before.look)
+            world = open_until_told.enter_context(opened)
+            before.exchange(world)
             with _state_of(run, world):
                 numbers: dict[str, float] = find(config.job, where=str(run.config)).run(config, run, world)
             return numbers
@@ -191,19 +202,15 @@ def _say_why(run: RunDir, rank: int, error: BaseException) -> None:
     A rank that was told to end (SystemExit) has none: whoever told it knows why.
     """
     if not isinstance(error, SystemExit):
-        tell_failure(run, rank, _in_words(error))
+        tell_failure(run, rank, Failure.of(error))
 
 
-def tell_failure(run: RunDir, rank: int, words: str) -> None:
+def tell_failure(run: RunDir, rank: int, failure: Failure) -> None:
     """The run's reason, unless there is one, and its state."""
     if not run.error.exists():
-        write_text(run.error, f"{words}\n(rank {rank}; {run.log(rank)})\n")
+        write_json(run.failure, failure.as_dict(rank=rank))
+        write_text(run.error, f"{failure.words}\n(rank {rank}; {run.log(rank)})\n")
         run.set_state("failed")
-
-
-def _in_words(error: BaseException) -> str:
-    """A user's mistake is told in its own words; ours with its type."""
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _set_threads(threads: int | None) -> None:

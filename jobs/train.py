@@ -12,6 +12,7 @@ from pydantic import Field
 
 from jobs.job import JobConfig
 from jobs.training import new_classes, objective
+from jobs.training.halving import Config as Halving
 from jobs.training.judge import Config as Judge
 from jobs.training.objective import AnyHead, Aux, AuxName, MainLoss
 from jobs.training.origin import Origin
@@ -88,6 +89,8 @@ class Config(JobConfig):
     """What happens when the loss or a gradient is not a finite number."""
     evaluate: Judge | None = None
     """Evaluate on the way; null: only by the job `evaluate`, after the end."""
+    halving: Halving | None = None
+    """Stop early where other runs of a sweep are better: a sweep's `halving` sets it; null: never."""
     tracking: Tracking = Tracking()
     """Where the numbers go."""
     init: Init | None = None
@@ -102,6 +105,10 @@ class Config(JobConfig):
             found.append(("optimizer", problem))
         if self.evaluate:
             found += [(f"evaluate.{key}", text) for key, text in self.evaluate.problems(self.shards_root)]
+        elif self.halving:
+            found.append(
+                ("halving", "compares what evaluations on the way find, and there are none; give evaluate: {set: ...}")
+            )
         found += [(f"backbone.{key}", text) for key, text in self.backbone.problems()]
         found += self._size_problems()
         found += objective.problems(self)

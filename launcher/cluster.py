@@ -20,44 +20,68 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from launcher.attempts import Requeue
+from launcher.environment import Environment, Line
 from retrieval_train import config as configs
-from retrieval_train.config import ConfigError, Section
+from retrieval_train.config import ConfigError
 
 REPO = Path(__file__).resolve().parents[1]
 _FOLDER = REPO / "configs" / "cluster"
+_QUEUE = ("partition", "account", "qos", "mem_gb", "sbatch")
+_NODES = ("cpus_per_node", "max_nodes")
 
 
-class Cluster(Section):
-    """Defaults of a place to run; the options of `submit` come before them. None leaves it to the scheduler."""
+class Cluster(Environment):
+    """Defaults and limits of a place to run; the options of `submit` come before the defaults. None: as SLURM has it."""
 
-    scheduler: Literal["local", "slurm"]
-    """local: processes on this machine; slurm: sbatch."""
-    partition: str | None = None
+    scheduler: Literal["local", "slurm", "allocation"]
+    """local: processes on this machine; slurm: sbatch; allocation: srun on the nodes of the salloc that we stand in."""
+    match: tuple[Line, ...] = ()
+    """Where this file holds without --cluster: names of login hosts (`login*.lab.org`), or SLURM's ClusterName."""
+    partition: Line | None = None
     """SLURM's partition."""
-    account: str | None = None
+    account: Line | None = None
     """Who pays."""
-    qos: str | None = None
+    qos: Line | None = None
     """SLURM's quality of service."""
+    gpu: Line | None = None
+    """What a GPU is, for the estimate: a name that it knows, as h100-80, or a number of GB."""
     gpus_per_node: int | None = Field(default=None, ge=0)
-    """Ranks and GPUs of each node; None asks the machine or the partition."""
+    """GPUs of each node, and ranks where not told otherwise; None asks the machine or the partition."""
+    cpus_per_node: int | None = Field(default=None, ge=1)
+    """Cores of each node; None asks the partition."""
+    max_nodes: int | None = Field(default=None, ge=1)
+    """Of one run."""
     cpus_per_task: int | None = Field(default=None, ge=1)
     """Cores of each rank, its data workers included; None is a GPU's share of its node, or SLURM's default (often 1)."""
     mem_gb: float | None = Field(default=None, gt=0)
-    """Memory of each node."""
+    """Memory that a run takes of each node."""
     time_min: int | None = Field(default=None, ge=1)
     """Time limit of one start; a run that is not done by then saves and is queued again."""
+    max_time_min: int | None = Field(default=None, ge=1)
+    """The longest time limit that may be asked for."""
     signal_delay_s: int = Field(default=120, ge=5)
     """How long before the time limit the ranks are told to save."""
-    setup: tuple[str, ...] = ()
-    """Shell lines for each node before Python starts: modules, network variables."""
+    parallel: int = Field(default=16, ge=1)
+    """Points of a sweep that run at once."""
+    requeue: Requeue = Requeue()
+    """How often a run is queued again after each kind of ending."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other option of sbatch: `constraint: a100`; true for one without a value."""
 
     @model_validator(mode="after")
-    def _local_has_no_queue(self) -> Cluster:
-        given = [name for name in ("partition", "account", "qos", "mem_gb", "setup", "sbatch") if getattr(self, name)]
-        if self.scheduler == "local" and given:
-            raise ValueError(f"{', '.join(given)}: for SLURM only; with scheduler: local nothing would read it")
+    def _only_what_is_read(self) -> Cluster:
+        unread = {
+            "slurm": (),
+            "allocation": (*_QUEUE, "time_min", "max_time_min"),
+            "local": (*_QUEUE, *_NODES, *Environment.model_fields),
+        }[self.scheduler]
+        if given := [name for name in unread if getattr(self, name)]:
+            raise ValueError(
+                f"{', '.join(given)}: for SLURM only; with scheduler: {self.scheduler} nothing would read it"
+            )
+        if self.time_min and self.max_time_min and self.time_min > self.max_time_min:
+            raise ValueError(f"time_min: {self.time_min} is more than max_time_min, {self.max_time_min}")
         return self
 
 
@@ -127,17 +151,6 @@ class Node:
     cpus: int
 
 
-def partition_node(partition: str | None) -> Node:
-    """What every node of the partition (None: the default one) has at least. Raises NoAnswer."""
-    asked = partition.split(",") if partition else []
-    nodes = []
-    for line in ask(["sinfo", "-h", "-N", "-o", "%P|%c|%G"]).splitlines():
-        name, cpus, gres = line.split("|", 2)
-        if name.rstrip("*") in asked or (not asked and name.endswith("*")):
-            nodes.append(Node(sum(int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres)), int(cpus)))
-    return Node(min((node.gpus for node in nodes), default=0), min((node.cpus for node in nodes), default=1))
-
-
 def this_machine() -> Node:
     return Node(len(visible_gpus()), len(os.sched_getaffinity(0)))
 
@@ -162,11 +175,6 @@ def recorded_state(job_id: str) -> str:
     with contextlib.suppress(NoAnswer):
         return ask(["sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State"]).strip().partition("\n")[0]
     return ""
-
-
-def requeue(job_id: str) -> None:
-    """Put the running job back into the queue. Raises NoAnswer with SLURM's words."""
-    ask(["scontrol", "requeue", job_id], timeout_s=60)
 
 
 def cancel(job_id: str) -> None:

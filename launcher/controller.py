@@ -14,15 +14,19 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from launcher import processes
+from jobs.failure import Failure, Kind
+from launcher import attempts, processes
 from launcher import ticket as tickets
-from retrieval_train.rundir import RunDir, write_text
+from launcher.attempts import Attempt
+from retrieval_train.rundir import RunDir, read_json, write_json, write_text
 
 _FAIL_S = 1.0  # what ranks get to fail by themselves after another did, and to write their logs
 _STOP_S = 10.0  # what they get to leave after the job has said that it saved and stops
@@ -35,7 +39,8 @@ class Controller:
     def __init__(self, run: RunDir, *, limit_s: float | None = None, signal_delay_s: float = 0.0) -> None:
         self.run = run
         self.ranks: list[subprocess.Popen[bytes]] = []
-        self._reason: str | None = None
+        self._reason: tuple[Kind, str] | None = None
+        self._is_warned = False
         self._term_at: float | None = None
         self._kill_at: float | None = None
         self._limit_at = time.monotonic() + limit_s if limit_s else None
@@ -79,11 +84,11 @@ class Controller:
         if self._kill_at is None and self.run.state == "preempted":
             self._end(now, after_s=_STOP_S, kill_after_s=_KILL_S)
         if self._warn_at is not None and now > self._warn_at:
-            self._warn_at = None
+            self._warn_at, self._is_warned = None, True
             self._send(signal.SIGUSR2)
         if self._limit_at is not None and now > self._limit_at:
             self._limit_at = None
-            self._reason = "the run was not done within --time; the same command goes on with it"
+            self._reason = "timed_out", "the run was not done within --time; the same command goes on with it"
             self._end(now, after_s=0.0, kill_after_s=_KILL_S)
         if self._term_at is not None and now > self._term_at:
             self._term_at = None
@@ -101,7 +106,7 @@ class Controller:
         self._kill_at = now + after_s + kill_after_s
 
     def _cancel(self, number: int, frame: FrameType | None) -> None:
-        self._reason = "cancelled; the same command goes on with it"
+        self._reason = "cancelled", "cancelled; the same command goes on with it"
         self._end(time.monotonic(), after_s=0.0, kill_after_s=_CANCEL_S)
 
     def _send(self, number: signal.Signals) -> None:
@@ -129,16 +134,29 @@ class Controller:
         if state == "done" or (state == "preempted" and rank is None):
             return
         if self._reason:
-            self._fail(self._reason, rank=None)
+            self._fail(*self._reason, rank=None)
         elif rank is not None:
-            self._fail(f"rank {rank} {_end_in_words(self.ranks[rank].returncode)}", rank=rank)
+            self._fail("killed", f"rank {rank} {_end_in_words(self.ranks[rank].returncode)}", rank=rank)
         elif state != "failed":
-            self._fail("all ranks ended, but the job did not say that it is done", rank=0)
+            self._fail("error", "all ranks ended, but the job did not say that it is done", rank=0)
 
-    def _fail(self, reason: str, *, rank: int | None) -> None:
+    def _fail(self, kind: Kind, reason: str, *, rank: int | None) -> None:
         where = "" if rank is None else f"(rank {rank}; {self.run.log(rank)})\n"
+        write_json(self.run.failure, Failure(kind, reason).as_dict(rank=rank or 0))
         write_text(self.run.error, f"{reason}\n{where}")
         self.run.set_state("failed")
+
+    def how_it_ended(self) -> tuple[attempts.Ending, str]:
+        """Kind and words, after `watch`."""
+        state = self.run.state
+        if state == "done":
+            return "done", ""
+        if state == "preempted":
+            return ("timed_out" if self._is_warned else "preempted"), "saved and stopped"
+        told = (
+            read_json(self.run.failure) if self.run.failure.exists() else {"kind": "error", "words": "no reason told"}
+        )
+        return told["kind"], told["words"]
 
 
 def _end_in_words(code: int) -> str:
@@ -174,8 +192,14 @@ def main(argv: list[str] | None = None) -> int:
     controller = Controller(run, limit_s=options.limit_s, signal_delay_s=options.signal_delay_s)
     if not _is_ours(run):
         return 1
+    attempt = Attempt(
+        len(attempts.read(run)), str(os.getpid()), (socket.gethostname(),), time.time(), attempts.step_of(run)
+    )
+    attempts.write(run, attempt)
     controller.start(options.command, num_ranks=options.ranks)
     controller.watch()
+    kind, words = controller.how_it_ended()
+    attempts.write(run, replace(attempt, ended=time.time(), step=attempts.step_of(run), kind=kind, words=words))
     return 0 if run.state == "done" else 1
 
 

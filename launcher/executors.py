@@ -5,19 +5,22 @@ A new scheduler is one more function `submit_...(plan, run) -> ticket` here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import submitit
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import _make_sbatch_string
 
+from launcher import tasks
 from launcher.cluster import visible_gpus
 from launcher.plan import Plan
 from launcher.ticket import LocalTicket, SlurmTicket
@@ -28,33 +31,88 @@ from retrieval_train.rundir import RunDir
 def submit(plan: Plan, run: RunDir, launch: Callable[[], object]) -> LocalTicket | SlurmTicket:
     """Have every rank call `launch`, now or in its turn. Raises ConfigError with sbatch's words when it refuses."""
     run.scheduler.mkdir(parents=True, exist_ok=True)
-    if plan.scheduler == "local":
-        job = _Local(plan, run).submit(launch)
-        return LocalTicket.of(int(job.job_id))
-    executor = submitit.SlurmExecutor(folder=run.scheduler, python=shlex.quote(sys.executable))
-    executor.update_parameters(**_slurm_parameters(plan, run))
+    tasks.write(run.scheduler, [run])
+    if plan.scheduler == "slurm":
+        return submit_array(plan, [launch], code=run.code, folder=run.scheduler, name=run.path.name)[0]
+    executor = _Local(plan, run) if plan.scheduler == "local" else _Allocation(plan, run)
+    executor.submit(launch)
+    return LocalTicket.of(executor.pid)
+
+
+def submit_array(
+    plan: Plan,
+    launches: Sequence[Callable[[], object]],
+    *,
+    code: Path,
+    folder: Path,
+    name: str,
+    parallel: int = 256,
+    after: str = "",
+) -> list[SlurmTicket]:
+    """One job of SLURM with a task for each of `tasks.json` in `folder`, at most `parallel` at once.
+
+    `folder` is submitit's, for this job alone; `after` a condition as sbatch's --dependency has them. Raises ConfigError
+    with sbatch's words when it refuses.
+    """
+    executor = submitit.SlurmExecutor(folder=folder, python=_supervised(plan, folder))
+    executor.update_parameters(**_slurm_parameters(plan, code, folder, name=name, after=after))
+    executor.update_parameters(array_parallelism=parallel)
     try:
-        return SlurmTicket(executor.submit(launch).job_id)
+        with _without_sbatch_variables(), executor.batch():
+            jobs = [executor.submit(launch) for launch in launches]
     except submitit.core.utils.FailedJobError as error:
         raise ConfigError("sbatch refuses", [("its words", line) for line in str(error).splitlines()]) from error
+    return [SlurmTicket(job.job_id) for job in jobs]
 
 
-def rank_command(run: RunDir) -> str:
-    """What each rank executes."""
-    return f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(run.scheduler))}"
+@contextlib.contextmanager
+def _without_sbatch_variables() -> Iterator[None]:
+    """sbatch would take them before what its file says; those that are wishes of the user's are in the plan by now."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SBATCH_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def rank_command(plan: Plan, run: RunDir) -> str:
+    """What the batch step or, on this machine, each rank executes."""
+    begin = shlex.quote(sys.executable) if plan.scheduler == "local" else _supervised(plan, run.scheduler)
+    return f"{begin} -u -m submitit.core._submit {shlex.quote(str(run.scheduler))}"
 
 
 def sbatch_text(plan: Plan, run: RunDir) -> str:
     """The file that sbatch gets, made without writing it."""
-    text: str = _make_sbatch_string(command=rank_command(run), folder=run.scheduler, **_slurm_parameters(plan, run))
+    parameters = _slurm_parameters(plan, run.code, run.scheduler, name=run.path.name)
+    text: str = _make_sbatch_string(command=rank_command(plan, run), folder=run.scheduler, **parameters)
     return text
 
 
-def _slurm_parameters(plan: Plan, run: RunDir) -> dict[str, Any]:
+def _supervised(plan: Plan, folder: Path) -> str:
+    """The beginning of a command line: up to the ranks' Python."""
     cpus = [f"--cpus-per-task={plan.cpus_per_task}"] if plan.cpus_per_task else []  # srun no longer inherits it (22.05)
-    path = shlex.quote(str(run.code))
+    options = [f"--srun={option}" for option in (*cpus, *plan.srun)]
+    if plan.scheduler == "allocation":
+        gpus = [f"--gpus-per-node={plan.gpus_per_node}"] if plan.gpus_per_node else []
+        # --ntasks too: srun would take salloc's -n, and then ignores --ntasks-per-node
+        shape = [
+            f"--nodes={plan.nodes}",
+            f"--ntasks={plan.num_ranks}",
+            f"--ntasks-per-node={plan.tasks_per_node}",
+            *gpus,
+        ]
+        options += ["--allocation", *(f"--srun={option}" for option in shape)]
+    supervise = [sys.executable, "-u", "-m", "launcher.supervise", str(folder), *options]
+    return shlex.join([*supervise, "--", *(plan.python or (sys.executable,))])
+
+
+def _slurm_parameters(plan: Plan, code: Path, folder: Path, *, name: str, after: str = "") -> dict[str, Any]:
+    path = shlex.quote(str(code))
+    follows = {"dependency": after, "kill-on-invalid-dep": "yes"} if after else {}
+    # Python starts in the run's own code, so that this comes before whatever lies where the user stood
+    ours = {"chdir": str(code), "requeue": True, "output": str(folder / "%j_batch.log"), **follows}
     return {
-        "job_name": run.path.name,
+        "job_name": name,
         "nodes": plan.nodes,
         "ntasks_per_node": plan.tasks_per_node,
         "gpus_per_node": plan.gpus_per_node or None,
@@ -66,10 +124,10 @@ def _slurm_parameters(plan: Plan, run: RunDir) -> dict[str, Any]:
         "account": plan.account,
         "qos": plan.qos,
         "wckey": None,  # submitit's own, which clusters that track such keys do not know
-        # Python starts in the run's own code, so that this comes before whatever lies where the user stood
-        "additional_parameters": {"chdir": str(run.code), "requeue": True, **plan.sbatch},
+        "stderr_to_stdout": True,
+        "additional_parameters": {**ours, **plan.sbatch},
         "setup": [*plan.setup, f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"],
-        "srun_args": ["--kill-on-bad-exit=1", *cpus],
+        "use_srun": False,  # supervise.py calls it
     }
 
 
@@ -79,23 +137,43 @@ class _Local(submitit.LocalExecutor):  # type: ignore[misc]
     def __init__(self, plan: Plan, run: RunDir) -> None:
         super().__init__(folder=run.scheduler)
         self._plan, self._run = plan, run
+        self.pid = 0
         self.update_parameters(tasks_per_node=plan.tasks_per_node, timeout_min=plan.time_min or 0)
 
     def _submit_command(self, command: str) -> Any:
         limit = ["--limit-s", str(60 * self._plan.time_min)] if self._plan.time_min else []
         delay = ["--signal-delay-s", str(self._plan.signal_delay_s)]
         start = [sys.executable, "-m", "launcher.controller", str(self._run.path), "--ranks", str(self._num_tasks())]
+        self._start([*start, *limit, *delay, "--", *shlex.split(command)], _local_environment(self._plan, self._run))
+        return self._job(str(self.pid))
+
+    def _start(self, command: Sequence[str], env: dict[str, str]) -> None:
         with (self._run.scheduler / "controller.log").open("ab") as output:
             process = subprocess.Popen(
-                [*start, *limit, *delay, "--", *shlex.split(command)],
+                command,
                 cwd=self._run.code,  # see _slurm_parameters
-                env=_local_environment(self._plan, self._run),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=range(self._num_tasks()))
+        self.pid, self._process = process.pid, process
+
+    def _job(self, job_id: str) -> Any:
+        """submitit calls the pickled `Launch` after it."""
+        return LocalJob(folder=self.folder, job_id=job_id, process=self._process, tasks=range(self._num_tasks()))
+
+
+class _Allocation(_Local):
+    """By srun, at once, on nodes that a job of the user's (salloc) has: the supervisor is a process of this machine."""
+
+    def _submit_command(self, command: str) -> Any:
+        path = [str(self._run.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path)}
+        lines = [*self._plan.setup, f"exec {rank_command(self._plan, self._run)}"]
+        self._start(["bash", "-c", "\n".join(lines)], env)
+        return self._job(os.environ["SLURM_JOB_ID"])
 
 
 def _local_environment(plan: Plan, run: RunDir) -> dict[str, str]:
@@ -119,8 +197,10 @@ class Placement:
     """Which rank this process is, and of what."""
 
     scheduler: Literal["local", "slurm"]
-    job_id: str
+    number: int
+    """Another one for each job: a pid, SLURM's number."""
     restarts: int
+    """Starts of this job before this one."""
     rank: int
     size: int
     local_rank: int
@@ -135,11 +215,15 @@ def placement() -> Placement:
     """This process's place, from the variables of SLURM or of our controller."""
     here = submitit.JobEnvironment()
     is_local = here.name() == "local"
+    if not is_local:  # submitit reads the job's nodes; in an allocation, srun may have started us on some of them
+        os.environ["SLURM_JOB_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
+        os.environ["SLURM_JOB_NUM_NODES"] = os.environ["SLURM_STEP_NUM_NODES"]
     cpus = os.environ.get("LAUNCHER_CPUS_PER_TASK" if is_local else "SLURM_CPUS_PER_TASK")
     return Placement(
         scheduler="local" if is_local else "slurm",
-        job_id=here.job_id,
-        restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        number=int(os.environ["SUBMITIT_LOCAL_JOB_ID" if is_local else "SLURM_JOB_ID"]),  # of an array's task its own
+        # the second run of an allocation is another step of the same job
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")) + int(os.environ.get("SLURM_STEP_ID", "0")),
         rank=here.global_rank,
         size=here.num_tasks,
         local_rank=here.local_rank,

@@ -9,13 +9,12 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs.job import JobConfig
-from launcher import snapshot
+from launcher import snapshot, tracked
 from launcher import ticket as tickets
-from launcher.cluster import REPO
 from launcher.plan import Plan
 from launcher.snapshot import Code
 from launcher.ticket import Ticket
@@ -90,22 +89,33 @@ def _refuse_a_run_by_hand(run: RunDir) -> None:
 
 
 def prepare(
-    run: RunDir, config: JobConfig, plan: Plan, *, command: str, refresh_code: bool, code: Code | None = None
+    run: RunDir,
+    config: JobConfig,
+    plan: Plan,
+    *,
+    command: str,
+    refresh_code: bool,
+    code: Code | None = None,
+    belongs_to: Mapping[str, str] | None = None,
 ) -> None:
     """Everything that the job needs before it starts. `state` comes last but for the link: until then it is no run.
 
-    `code`: what is copied into the run; None is the working tree.
+    `code`: what the run executes; None is the working tree. `belongs_to`: the sweep or pipeline, for `plan.json`.
     """
-    if refresh_code or not run.code.is_dir():
-        snapshot.take(run.code, source=code.folder if code else REPO)
-    about = {"schema": 1, **plan.as_dict(), "command": command, "cwd": str(Path.cwd())}
-    write_json(run.plan, about | (code.provenance if code else snapshot.provenance()))
-    write_text(run.config, configs.dump(config))
-    for stale in (run.error, run.progress, run.ticket):
-        stale.unlink(missing_ok=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     for aside in run.path.glob(".*"):  # what a killed process was writing
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-    run.set_state("planned")
+        shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+    code = code or snapshot.keep(run.path.parent)
+    if refresh_code or not run.code.is_dir():
+        snapshot.use(code, run.code)
+    about = {"schema": 1, **plan.as_dict(), "command": command, "cwd": str(Path.cwd()), **(belongs_to or {})}
+    # not yet on the disk when this returns: a sweep of hundreds would wait for each file
+    write_json(run.plan, about | code.provenance, durable=False)
+    write_text(run.config, configs.dump(config), durable=False)
+    tracked.assign(run, config)
+    for stale in (run.error, run.failure, run.progress, run.ticket):
+        stale.unlink(missing_ok=True)
+    run.set_state("planned", durable=False)
 
 
 def point(link: Path, run: RunDir) -> None:

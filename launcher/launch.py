@@ -2,7 +2,8 @@
 
 submitit's own way with preemption is not used: it would call `checkpoint()` on rank 0 alone, inside a signal handler,
 where no collective may run. Here signals raise in the main thread, until the training loop's `Stop` takes them and has
-all ranks save at the same step; either way the job leaves by `Preempted`, and rank 0 puts it back into the queue.
+all ranks save at the same step; either way the run's state says `preempted` when the ranks leave, and who started them
+(supervise.py, controller.py) decides what follows.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launcher import cluster
 from launcher.executors import Placement, placement
-from retrieval_train.rundir import RunDir, write_text
+from retrieval_train.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
 _FIRST_PORT, _NUM_PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
 _NEIGHBOUR_S = 2.0  # by how much one node may hear of a preemption before another
-_REQUEUED_S = 120.0  # after a requeue SLURM ends the job's processes well within this
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,10 @@ class Launch:
 
     job: str
     run_dir: str
+    """Empty: what $LAUNCHER_RUN says, for a run that was not there when the job was submitted."""
 
     def __call__(self) -> dict[str, float]:
-        place, run = placement(), RunDir(Path(self.run_dir))
+        place, run = placement(), RunDir(Path(self.run_dir or os.environ["LAUNCHER_RUN"]))
         os.environ.update(rank_variables(place, cores=len(os.sched_getaffinity(0))))
         told = _Told()
         told.listen()
@@ -44,22 +44,19 @@ class Launch:
         try:
             return start(run.path)
         except Preempted:
-            self._stopped(run, place)
+            pass  # the job has said so
         except (Exception, _Stop):
             # another rank may have left first because of the same signal, and broken our collective by that
             time.sleep(0.0 if told.to_stop or place.scheduler == "local" else _NEIGHBOUR_S)
             if not told.to_stop:
                 raise
-            self._stopped(run, place)
+            self._stopped(run)
         return {}
 
-    def _stopped(self, run: RunDir, place: Placement) -> None:
-        if run.state == "done":
-            return  # the signal came while the processes were taken down
-        if place.scheduler == "slurm":
-            _requeue(run, place)
-        else:
+    def _stopped(self, run: RunDir) -> None:
+        if run.state != "done":  # else the signal came while the processes were taken down
             run.error.unlink(missing_ok=True)
+            run.failure.unlink(missing_ok=True)
             run.set_state("preempted")
 
 
@@ -90,7 +87,7 @@ class _Told:
 def rank_variables(place: Placement, *, cores: int) -> dict[str, str]:
     """What torch.distributed wants to know. `cores` are those that this process may use."""
     # all ranks of one start compute the same port, and the next start, whose first node may be the same, another one
-    start = int(place.job_id.partition("_")[0]) + 7919 * place.restarts  # not +1 each: that is the next job's port
+    start = place.number + 7919 * place.restarts  # not +1 each: that is the next job's port
     port = place.port or _FIRST_PORT + start % _NUM_PORTS
     threads = place.cpus_per_task or max(1, cores // place.local_size)
     return {
@@ -102,23 +99,3 @@ def rank_variables(place: Placement, *, cores: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads),
     }
-
-
-def _requeue(run: RunDir, place: Placement) -> None:
-    """Rank 0 requeues, all wait to be ended by it: a rank that left by itself could have the job called finished."""
-    if place.rank == 0:
-        run.error.unlink(missing_ok=True)
-        try:
-            state = cluster.job_state(place.job_id)
-            if state is None or state[0] != "RUNNING":  # cancelled or out of time: not to be brought back to life
-                raise cluster.NoAnswer(f"it is {state[0] if state else 'gone'}")
-            run.set_state("queued")
-            cluster.requeue(place.job_id)
-        except cluster.NoAnswer as error:
-            words = f"saved and stopped, but SLURM job {place.job_id} is not queued again: {error}"
-            write_text(run.error, f"{words}\nThe same command goes on with it.\n")
-            run.set_state("preempted")
-            raise SystemExit(words) from error
-        log.info("requeued SLURM job %s", place.job_id)
-    time.sleep(_REQUEUED_S)
-    raise SystemExit(f"rank {place.rank} was not ended within {_REQUEUED_S:g} s of its requeue")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import NoReturn
+import math
+import re
+from typing import TYPE_CHECKING, NoReturn
 
-from launcher.plan import Request
+from launcher.durations import minutes
+
+if TYPE_CHECKING:
+    from launcher.plan import Request
 
 
 def parse(argv: list[str], *, about: str | None) -> argparse.Namespace:
@@ -22,26 +27,40 @@ def parse(argv: list[str], *, about: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--sweep", metavar="FILE", help="a sweep's file instead of config=FILE: many runs; docs/sweeps.md"
     )
-    where = parser.add_argument_group("where it runs")
-    where.add_argument(
-        "--cluster", help="local, slurm or another of configs/cluster/, or a file; default: what answers"
-    )
-    where.add_argument("--nodes", type=_count, default=1, metavar="N")
-    where.add_argument(
-        "--gpus-per-node", type=_count_or_0, metavar="N", help="one rank per GPU; default: all there are"
-    )
-    where.add_argument("--tasks-per-node", type=_count, metavar="N", help="ranks of each node, without GPUs; default 1")
-    where.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores of each rank, data workers included")
-    where.add_argument(
-        "--time", type=_count, metavar="MIN", help="limit of one start; a little before it the run saves"
-    )
-    slurm = parser.add_argument_group("for SLURM")
-    slurm.add_argument("--mem", type=_positive, metavar="GB", help="memory of each node")
-    slurm.add_argument("--partition")
-    slurm.add_argument("--account")
-    slurm.add_argument("--qos")
-    slurm.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")
-    how = parser.add_argument_group("how it goes on")
+    _where(parser.add_argument_group("where it runs"))
+    _slurm(parser.add_argument_group("for SLURM"))
+    _how(parser.add_argument_group("how it goes on"))
+    _needs(parser.add_argument_group("what it needs: told by --dry-run, and before a run goes to SLURM"))
+    return parser.parse_intermixed_args(argv)
+
+
+def _where(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--cluster", help="local, slurm or another of configs/cluster/, or a file; default: what fits or answers")
+    add("--nodes", type=_count, metavar="N", help="default 1, or all of the allocation")
+    add("--gpus-per-node", type=_count_or_0, metavar="N", help="one rank per GPU; default: all there are")
+    add("--tasks-per-node", type=_count, metavar="N", help="ranks of each node, without GPUs; default 1")
+    add("--cpus-per-gpu", type=_count, metavar="N", help="cores of each rank, data workers included")
+    add("--cpus-per-task", type=_count, metavar="N", help="the same, also without GPUs")
+    add("--time", type=_minutes, metavar="MIN|H:MM:SS|D-HH:MM", help="limit of one start; before it the run saves")
+    add("--parallel", type=_count, metavar="N", help="points of a sweep that run at once; default: the cluster's file")
+
+
+def _slurm(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--mem", type=_gigabytes, metavar="GB", help="memory of each node; 64, or 500M and 1T as sbatch has it")
+    add("--partition", metavar="NAME[,NAME]")
+    add("--account", metavar="NAME")
+    add("--qos", metavar="NAME")
+    add("--constraint", metavar="LIST", help="features of the nodes")
+    add("--exclude", metavar="NODES")
+    add("--nodelist", metavar="NODES")
+    add("--reservation", metavar="NAME")
+    add("--comment", metavar="TEXT")
+    add("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")
+
+
+def _how(how: argparse._ArgumentGroup) -> None:
     wait = how.add_mutually_exclusive_group()
     wait.add_argument("--wait", action="store_true", default=None, help="follow the run to its end; default when local")
     wait.add_argument("--detach", dest="wait", action="store_false", help="return at once; default with SLURM")
@@ -59,7 +78,13 @@ def parse(argv: list[str], *, about: str | None) -> argparse.Namespace:
     )
     how.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     how.add_argument("--print-command", action="store_true", help="make the run folder, print what to start by hand")
-    return parser.parse_intermixed_args(argv)
+
+
+def _needs(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--gpu", metavar="NAME", help="h100-80, a100-40, or GB of memory; default: the cluster's `gpu`")
+    add("--images-per-s", type=_positive, metavar="N", help="of all ranks together; default: as the newest run had")
+    add("--no-estimate", action="store_true", help="do not build the model to see whether it fits")
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
@@ -74,16 +99,24 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 def request(options: argparse.Namespace) -> Request:
     """The part of the options that says where to run."""
+    from launcher.plan import Request
+
     return Request(
         nodes=options.nodes,
         gpus_per_node=options.gpus_per_node,
         tasks_per_node=options.tasks_per_node,
         cpus_per_task=options.cpus_per_task,
+        cpus_per_gpu=options.cpus_per_gpu,
         mem_gb=options.mem,
         time_min=options.time,
         partition=options.partition,
         account=options.account,
         qos=options.qos,
+        constraint=options.constraint,
+        exclude=options.exclude,
+        nodelist=options.nodelist,
+        reservation=options.reservation,
+        comment=options.comment,
         sbatch=tuple(options.sbatch),
     )
 
@@ -108,11 +141,31 @@ def _count_or_0(text: str) -> int:
     return int(text)
 
 
+def _minutes(text: str) -> int:
+    """Whole minutes, up."""
+    try:
+        number = math.ceil(minutes(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0")
+    return number
+
+
+def _gigabytes(text: str) -> float:
+    """A number of GB, unless it has a unit as sbatch writes it."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text, flags=re.ASCII | re.IGNORECASE)
+    number = float(found[1]) * 1024.0 ** ("KMGT".index(found[2].upper() or "G") - 2) if found else 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, of GB")
+    return number
+
+
 def _positive(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number

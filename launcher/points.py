@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import yaml
 
 from jobs import job
 from jobs.job import JobConfig
-from launcher import sweep
+from jobs.training.halving import Rungs
+from launcher import additions, sweep
 from launcher.sweep import Point
+from launcher.sweep_file import Config as SweepFile
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir
@@ -39,11 +42,35 @@ class Sweep:
     """`key=value`s for every evaluation."""
     said: list[str] = field(default_factory=list)
     """The command line's `key=value`s as they were given."""
+    name: str = "sweep"
+    """What its points have in common, for the tracker."""
+    drawn: frozenset[str] = frozenset()
+    """Keys whose values are drawn from a range."""
+    halving: Rungs | None = None
 
     def config(self, point: Point) -> JobConfig:
         """The point's config, checked. Raises ConfigError."""
-        values = configs.read(self.base, overrides=[*point.assignments(), *self.overrides])
+        ours = [*self._added, *point.assignments(), *self.overrides]
+        values = configs.read(self.base, overrides=ours)
+        if point.sets:
+            values = configs.read(
+                self.base, overrides=[*ours, *additions.of_sets(values, point.sets, where=self.where)]
+            )
         return job.check(values, where=f"{self.where}, point {point.name}")
+
+    @cached_property
+    def _added(self) -> list[str]:
+        """`key=value`s that come with being in a sweep, below what the points and the command line say."""
+        values = configs.read(self.base, overrides=[*self.points[0].assignments(), *self.overrides])
+        known = job.find(values.get("job"), where=str(self.base)).Config.model_fields
+        found = additions.of_tracking(values, group=self.name) if "tracking" in known else []
+        if self.halving is None:
+            return found
+        if "halving" not in known:
+            raise ConfigError(self.where, [("halving", f"is for job train; {self.base} is of job {values['job']}")])
+        varied = {key for point in self.points for key in point.overrides}
+        folder = additions.meeting_place(values, varied, name=self.name)
+        return [*found, *additions.of_halving(self.halving, folder)]
 
     def evaluation(self, point: Point, run: RunDir) -> JobConfig:
         """The config that evaluates the export in the point's run folder. Raises ConfigError where there is none."""
@@ -53,8 +80,16 @@ class Sweep:
 
     def _then_values(self, name: str, export: Path) -> dict[str, Any]:
         assert self.then is not None
+        return configs.read(self.then, overrides=self.then_assignments(name, export))
+
+    def then_assignments(self, name: str, export: Path) -> list[str]:
+        """`key=value`s that make `then` the evaluation of point `name`."""
         ours = [f"run.name={name}-evaluation", f"model={json.dumps(str(export))}"]
-        return configs.read(self.then, overrides=[*self.then_overrides, *ours])
+        point = next(point for point in self.points if point.name == name)
+        if point.sets and self.then is not None:
+            values = configs.read(self.then, overrides=self.then_overrides)
+            ours += additions.of_sets(values, point.sets, where=self.where)
+        return [*self.then_overrides, *ours]
 
     def then_problems(self) -> list[tuple[str, str]]:
         """What is wrong with the evaluations, as far as it can be told before there is an export."""
@@ -75,8 +110,8 @@ class Sweep:
 def find(file: str, overrides: Sequence[str], *, is_named: bool) -> Sweep | None:
     """The sweep that the command line means, or None for a single run. Raises ConfigError.
 
-    A sweep is a file given by `--sweep` (`is_named`) or that says `job: sweep`, `grid`, `zip` or `points`; or any config
-    with several values for one key. `key=a,b` is one more axis; `key=value` holds for all points, or takes the place of
+    A sweep is a file given by `--sweep` (`is_named`) or that says `job: sweep` or one of its axes; or any config with
+    several values for one key. `key=a,b` is one more axis; `key=value` holds for all points, or takes the place of
     the key's values in `grid`. `then.key=value` is the evaluations'.
     """
     path = Path(file)
@@ -88,12 +123,13 @@ def find(file: str, overrides: Sequence[str], *, is_named: bool) -> Sweep | None
         values, prefix = {"base": path.name}, ""
     else:
         return None
-    given, rest = _given(values, mine, where=file)
+    checked = configs.check(SweepFile, values, where=file)
+    given, rest = _given(checked, mine)
     if not prefix:
         plain = configs.read(path, overrides=rest).get("run")
         prefix = str(plain.get("name", path.stem)) if isinstance(plain, Mapping) else path.stem
     found = sweep.points(values, where=file, prefix=prefix, given=given)
-    checked = configs.check(sweep.Config, values, where=file)
+    draws = checked.random.draws if checked.random else {}
     if theirs and checked.then is None:
         raise ConfigError("command line", [(_THEN + theirs[0], "the sweep has no `then`: there are no evaluations")])
     return Sweep(
@@ -104,6 +140,9 @@ def find(file: str, overrides: Sequence[str], *, is_named: bool) -> Sweep | None
         overrides=rest,
         then_overrides=[item for item in rest if item.partition("=")[0] in _PLACES] + theirs,
         said=list(overrides),
+        name=prefix,
+        drawn=frozenset(key for key, draw in draws.items() if draw.is_number),
+        halving=checked.halving,
     )
 
 
@@ -130,7 +169,10 @@ def _says_sweep(path: Path) -> bool:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    return re.search(r"^(job\s*:\s*['\"]?sweep\b|(grid|zip|points)\s*:)", text, flags=re.MULTILINE) is not None
+    return (
+        re.search(r"^(job\s*:\s*['\"]?sweep\b|(grid|zip|points|random|folds|seeds)\s*:)", text, flags=re.MULTILINE)
+        is not None
+    )
 
 
 def _whose(names: Sequence[str], made: Sweep) -> str:
@@ -168,12 +210,9 @@ def several(item: str) -> tuple[str, list[str]]:
     return key, [*parts, text[begun:]]
 
 
-def _given(
-    values: Mapping[str, Any], overrides: Sequence[str], *, where: str
-) -> tuple[dict[str, list[Any]], list[str]]:
+def _given(file: SweepFile, overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     """The axes of the command line, and the overrides that hold for all points."""
-    keys = sweep.varied(values, where=where)
-    grid = values.get("grid") or {}
+    keys, grid = file.varied(), file.crossed({})
     given: dict[str, list[Any]] = {}
     rest, problems = [], []
     for item in overrides:
@@ -183,7 +222,7 @@ def _given(
             problems.append((item, "names the points: say it by `run` in the sweep's file"))
         elif len(texts) > 1 or key in grid:
             if key in keys and key not in grid:
-                problems.append((item, "points or zip of the sweep's file give its values"))
+                problems.append((item, f"{keys[key][0]} of the sweep's file gives its values"))
             elif any(not text.strip() for text in texts):
                 problems.append((item, "has an empty value; quote a text with commas: key='\"a, b\"'"))
             else:
@@ -229,7 +268,9 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(str(path), [("config", "holds no mapping of keys to values")])
     if values.get("job", "sweep") != "sweep":
-        problem = f"{values['job']!r}: this is no sweep; a sweep's file has base and grid, zip or points"
+        problem = (
+            f"{values['job']!r}: this is no sweep; a sweep's file has base and what varies, as grid: {{seed: [0, 1]}}"
+        )
         raise ConfigError(str(path), [("job", problem)])
     return {str(key): value for key, value in values.items()}
 

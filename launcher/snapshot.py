@@ -1,19 +1,20 @@
-"""The code that a run was started with, copied into its folder: tomorrow's edits do not change a queued run.
+"""The code that a run was started with, copied beside the runs: tomorrow's edits do not change a queued run.
 
-The copy is what the job executes, first on its path; the repo is not. `provenance` says where the copy comes from.
+The copy is what the job executes, first on its path; the repo is not. Runs of the same code share it. `provenance` says
+where it comes from.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,34 @@ class Code:
     provenance: dict[str, Any]
 
 
-@contextlib.contextmanager
-def held() -> Iterator[Code]:
-    """The working tree as it is now, kept until the block ends: runs that start hours later execute the same code."""
-    with tempfile.TemporaryDirectory(prefix="code-") as name:
-        take(Path(name) / "code")
-        yield Code(Path(name) / "code", provenance())
+def keep(runs_root: Path) -> Code:
+    """The working tree as it is now, in `<runs_root>/.code/<digest>`: copied unless it lies there already."""
+    files = [file for name in _COPIED for file in sorted((REPO / name).rglob("*")) if _is_copied(file)]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(REPO)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    folder = runs_root / ".code" / digest.hexdigest()[:16]
+    if not folder.is_dir():
+        with written_aside(folder) as aside:
+            for file in files:
+                (aside / file.relative_to(REPO)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, aside / file.relative_to(REPO))
+    return Code(folder, provenance())
 
 
-def take(target: Path, *, source: Path = REPO) -> None:
-    """Copy the packages and configs of the working tree (or `source`) to `target`, replacing what was there."""
-    leave_out = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-    with written_aside(target) as aside:
-        for name in _COPIED:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, aside / name, ignore=leave_out)
+def _is_copied(file: Path) -> bool:
+    inner = file.relative_to(REPO).parts
+    is_source = not any(part.startswith(".") or part == "__pycache__" for part in inner) and file.suffix != ".pyc"
+    return is_source and file.is_file()
+
+
+def use(code: Code, run_code: Path) -> None:
+    """Make `run_code`, a run's `code`, lead to it."""
+    aside = run_code.with_name(f".{run_code.name}.{os.getpid()}")
+    aside.symlink_to(os.path.relpath(code.folder, run_code.parent))
+    if run_code.is_dir() and not run_code.is_symlink():  # a copy, as runs of former versions have
+        shutil.rmtree(run_code)
+    aside.replace(run_code)
 
 
 def provenance() -> dict[str, Any]:

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from jobs import job
 from jobs.job import JobConfig
-from launcher import cluster as clusters
-from launcher import executors, folder, watch
+from launcher import activity, bad_nodes, executors, folder, tasks, tracked, watch
 from launcher import options as options_of
 from launcher import ticket as tickets
-from launcher.cluster import Cluster, Node
+from launcher.activity import Activity
 from launcher.launch import Launch
-from launcher.plan import Plan, There, make
+from launcher.place import Place
+from launcher.plan import Plan, make
 from launcher.snapshot import Code
-from launcher.ticket import LocalTicket, Ticket
+from launcher.ticket import LocalTicket, SlurmTicket, Ticket
 from retrieval_train.config import ConfigError
-from retrieval_train.rundir import RunDir, State
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the command's runs go: asked once, however many they are."""
-
-    cluster: Cluster
-    there: There
-    by_hand: bool
+from retrieval_train.rundir import RunDir, State, read_json
 
 
 @dataclass(frozen=True)
@@ -60,17 +52,6 @@ class Ending:
 # --- from options and config to a plan
 
 
-def find_place(options: argparse.Namespace) -> Place:
-    """The cluster that the options name, or the one that answers. Raises ConfigError."""
-    by_hand = options.print_command
-    no_slurm = None if options.cluster == "local" or by_hand else clusters.why_no_slurm()
-    name = options.cluster or ("local" if no_slurm or by_hand else "slurm")
-    cluster = clusters.load(name)
-    is_local = cluster.scheduler == "local" or by_hand
-    node = clusters.this_machine() if is_local else _slurm_node(cluster, options, no_slurm)
-    return Place(cluster, There(cluster=name, node=node, no_slurm=no_slurm), by_hand)
-
-
 def ready(options: argparse.Namespace, place: Place, config: JobConfig) -> Ready:
     """The run of that config. Raises ValueError for all that does not fit."""
     run = RunDir(Path.cwd() / job.run_folder(config).path)
@@ -80,7 +61,16 @@ def ready(options: argparse.Namespace, place: Place, config: JobConfig) -> Ready
     )
     link = folder.link_of(config)
     _refuse_own_link(options, link)
-    return Ready(config, run, plan, link)
+    return Ready(config, run, _without_bad_nodes(plan), link)
+
+
+def _without_bad_nodes(plan: Plan) -> Plan:
+    """SLURM is asked for other nodes than those that failed; `status.py nodes` shows them."""
+    bad = bad_nodes.to_leave_out(plan.run_dir.parent) if plan.scheduler == "slurm" else ()
+    if not bad:
+        return plan
+    named = [str(plan.sbatch["exclude"])] if "exclude" in plan.sbatch else []
+    return replace(plan, sbatch={**plan.sbatch, "exclude": ",".join([*named, *bad])})
 
 
 def _refuse_own_link(options: argparse.Namespace, link: Path) -> None:
@@ -91,43 +81,109 @@ def _refuse_own_link(options: argparse.Namespace, link: Path) -> None:
         raise ConfigError("command line", [("--continue-from", problem)])
 
 
-def _slurm_node(cluster: Cluster, options: argparse.Namespace, no_slurm: str | None) -> Node:
-    """A node of the partition. Raises ConfigError where no SLURM answers."""
-    asked = f"--cluster {options.cluster or 'slurm'}"
-    if no_slurm:
-        problem = f"there is no SLURM here ({no_slurm}); --cluster local runs on this machine"
-        raise ConfigError("command line", [(asked, problem)])
-    try:
-        return clusters.partition_node(options.partition or cluster.partition)
-    except clusters.NoAnswer as error:
-        raise ConfigError("command line", [(asked, f"SLURM does not say what its nodes have: {error}")]) from error
-
-
 # --- the submit
 
 
+@dataclass(frozen=True)
+class Started:
+    """What became of one run at the submit."""
+
+    ticket: Ticket | None
+    """None where there is nothing to follow: it is done already, to be started by hand, or cannot be started."""
+    is_ours: bool = False
+    """Whether this command started it."""
+    error: Exception | None = None
+    """Why it cannot be started."""
+
+
 def start(
-    options: argparse.Namespace, one: Ready, *, command: str, code: Code | None = None
-) -> tuple[Ticket | None, bool]:
-    """The run's ticket, and whether this command started it; no ticket where it is done already, or started by hand.
+    options: argparse.Namespace,
+    one: Ready,
+    *,
+    command: str,
+    code: Code | None = None,
+    belongs_to: Mapping[str, str] | None = None,
+) -> Started:
+    """Submit one run. Raises ValueError for what its user has to correct.
 
     `code`: what the run executes; None takes today's, if it has none.
     """
-    run = one.run
-    with folder.only_one_submits(run.path.parent):
-        ticket = folder.active_ticket(run)
+    with folder.only_one_submits(one.run.path.parent):
+        ticket = folder.active_ticket(one.run)
+        begun = _begin(options, one, ticket, command=command, code=code, belongs_to=belongs_to)
         if ticket is not None:
-            _refuse_while_active(options, run, ticket)
-            return ticket, False
-        if run.state == "done" and not options.again:
-            return None, False
-        if options.again and run.state:
-            print(f"the old run is kept as {watch.shown(folder.move_aside(run))}", file=sys.stderr)
-        folder.prepare(run, one.config, one.plan, command=command, refresh_code=options.refresh_code, code=code)
-        folder.point(one.link, run)
+            print(f"active already, {one.run.state}:", file=sys.stderr)
+        if begun is not None:
+            return begun
         if options.print_command:
-            return None, True
-        return _hand_over(one.plan, run), True
+            return Started(None, is_ours=True)
+        return Started(_hand_over(one), is_ours=True)
+
+
+def start_all(
+    options: argparse.Namespace,
+    many: Sequence[Ready],
+    *,
+    command: str,
+    code: Code,
+    name: str,
+    parallel: int,
+    belongs_to: Mapping[str, str],
+) -> list[Started]:
+    """Submit runs to SLURM as a job array `name`, `parallel` at once. Those that are active or done stay as they are."""
+    found: list[Started | None] = []
+    with folder.only_one_submits(many[0].run.path.parent):
+        seen = activity.look([one.run for one in many])
+        for one in many:
+            try:
+                ticket = _active_ticket(one.run, seen[one.run.path])
+                found.append(_begin(options, one, ticket, command=command, code=code, belongs_to=belongs_to))
+            except (ValueError, OSError) as error:
+                found.append(Started(None, error=error))
+        new = [one for one, begun in zip(many, found, strict=True) if begun is None]
+        made = _hand_over_arrays(new, name, parallel=parallel)
+    return [
+        begun if begun is not None else Started(made[one.run.path], is_ours=True)
+        for one, begun in zip(many, found, strict=True)
+    ]
+
+
+def _active_ticket(run: RunDir, seen: Activity) -> Ticket | None:
+    """Raises ValueError where it cannot be seen whether the run is active."""
+    if seen.is_active is None:
+        raise ValueError(f"{watch.shown(run.path)} is {run.state}: {seen.words}")
+    return seen.ticket if seen.is_active else None
+
+
+def _begin(
+    options: argparse.Namespace,
+    one: Ready,
+    ticket: Ticket | None,
+    *,
+    command: str,
+    code: Code | None,
+    belongs_to: Mapping[str, str] | None,
+) -> Started | None:
+    """Make the run folder, for a run that is to be handed over; else what there is of it."""
+    run = one.run
+    if ticket is not None:
+        _refuse_while_active(options, run, ticket)
+        return Started(ticket)
+    if run.state == "done" and not options.again:
+        return Started(None)
+    if options.again and run.state:
+        print(f"the old run is kept as {watch.shown(folder.move_aside(run))}", file=sys.stderr)
+    folder.prepare(
+        run,
+        one.config,
+        one.plan,
+        command=command,
+        refresh_code=options.refresh_code,
+        code=code,
+        belongs_to=belongs_to,
+    )
+    folder.point(one.link, run)
+    return None
 
 
 def _refuse_while_active(options: argparse.Namespace, run: RunDir, ticket: Ticket) -> None:
@@ -137,19 +193,68 @@ def _refuse_while_active(options: argparse.Namespace, run: RunDir, ticket: Ticke
         raise ValueError(
             f"{option}: {watch.shown(run.path)} is active ({ticket.in_words()}); first {_status('cancel', run)}"
         )
-    print(f"active already, {run.state}:", file=sys.stderr)
 
 
-def _hand_over(plan: Plan, run: RunDir) -> Ticket:
-    run.set_state("queued")  # before it starts: from then on the state is the job's
-    with _ctrl_c_waits():
-        try:
-            ticket = executors.submit(plan, run, Launch(plan.job, str(run.path)))
-        except BaseException:
-            run.set_state("planned")
-            raise
+def _hand_over(one: Ready) -> LocalTicket | SlurmTicket:
+    plan, run = one.plan, one.run
+    with _handing_over([run]):
+        ticket = executors.submit(plan, run, Launch(plan.job, str(run.path)))
         tickets.write(run, ticket)
     return ticket
+
+
+def _hand_over_arrays(many: Sequence[Ready], name: str, *, parallel: int) -> dict[Path, Ticket]:
+    """One array for the runs of each code: a run that goes on keeps the code that it began with."""
+    groups: dict[Path, list[Ready]] = {}
+    for one in many:
+        groups.setdefault(one.run.code.resolve(), []).append(one)
+    made: dict[Path, Ticket] = {}
+    for code, group in groups.items():
+        here, runs = array_folder(group[0].run.path.parent, name), [one.run for one in group]
+        tasks.write(here, runs)
+        launches = [Launch(one.plan.job, str(one.run.path)) for one in group]
+        with _handing_over(runs):
+            found = executors.submit_array(
+                group[0].plan, launches, code=code, folder=here, name=name, parallel=parallel
+            )
+            for run, ticket in zip(runs, found, strict=True):
+                tickets.write(run, ticket, durable=False)
+                made[run.path] = ticket
+    return made
+
+
+def array_folder(runs_root: Path, name: str) -> Path:
+    """A new folder for submitit's files of one job array."""
+    return runs_root / ".arrays" / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+@contextlib.contextmanager
+def _handing_over(runs: Sequence[RunDir]) -> Iterator[None]:
+    for run in runs:
+        run.set_state("queued", durable=False)  # before it starts: from then on the state is the job's
+    with _ctrl_c_waits():
+        try:
+            yield
+        except BaseException:
+            for run in runs:
+                run.set_state("planned")
+            raise
+
+
+def resubmit(run: RunDir) -> Ticket:
+    """Hand over a run that has ended before its end once more, with the plan and the code of its last submit."""
+    with folder.only_one_submits(run.path.parent):
+        if (ticket := folder.active_ticket(run)) is not None:
+            raise ValueError(f"{watch.shown(run.path)} is active ({ticket.in_words()})")
+        if run.state == "done":
+            raise ValueError(f"{watch.shown(run.path)} is done; submit it with --again to run it from the start")
+        plan = Plan.from_dict(read_json(run.plan))
+        for stale in (run.error, run.failure, run.progress, run.ticket):
+            stale.unlink(missing_ok=True)
+        with _handing_over([run]):
+            made = executors.submit(plan, run, Launch(plan.job, str(run.path)))
+            tickets.write(run, made)
+        return made
 
 
 @contextlib.contextmanager
@@ -176,7 +281,8 @@ def follow(options: argparse.Namespace, run: RunDir, ticket: Ticket, *, is_ours:
     """Ctrl-C stops a run of this machine that this command started; any other one goes on."""
     wait = isinstance(ticket, LocalTicket) if options.wait is None else options.wait
     how = f"follow: {_status('logs', run)} -f\ncancel: {_status('cancel', run)}"
-    print(f"run {watch.shown(run.path)} ({ticket.in_words()})", file=sys.stderr)
+    about = [f"run {watch.shown(run.path)} ({ticket.in_words()})", *tracked.lines(run)]
+    print("\n".join(about), file=sys.stderr)
     if not wait:
         print(how, file=sys.stderr)
         return Ending(0)
@@ -188,7 +294,10 @@ def follow(options: argparse.Namespace, run: RunDir, ticket: Ticket, *, is_ours:
             print(f"\nthe run goes on: {watch.shown(run.path)} ({ticket.in_words()})\n{how}", file=sys.stderr)
             return Ending(130, is_interrupted=True)
         state, is_interrupted = _stop(run, ticket), True
-    return Ending(_say_how_it_ended(run, state, time.monotonic() - begun), is_interrupted)
+    code = _say_how_it_ended(run, state, time.monotonic() - begun)
+    for line in tracked.uploads(run):
+        print(line, file=sys.stderr)
+    return Ending(code, is_interrupted)
 
 
 def _stop(run: RunDir, ticket: LocalTicket) -> State:

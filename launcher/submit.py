@@ -10,6 +10,7 @@ examples:
       run.name=longer length.epochs=30
   python launcher/submit.py config=configs/train/demo.yaml head.margin=0.2,0.3 seed=0,1,2       a sweep: 2 x 3 runs
   python launcher/submit.py --sweep configs/sweep/margin.yaml seed=0                 the sweep of a file; --dry-run lists it
+  python launcher/submit.py config=configs/pipeline/demo.yaml train.seed=1      runs that need each other; docs/pipelines.md
 
 The same command again goes on with the same run: it follows one that is active, resumes one that stopped or failed, and
 leaves one that is done alone. Exit codes: 0 done (or handed over), 1 the job failed or stopped, 2 a mistake to correct,
@@ -24,79 +25,24 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file: imports begin at the repo, not in launcher/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import shlex
 
-from jobs import job
-from jobs.training import origin
-from launcher import executors, points, submission
 from launcher import options as options_of
-from launcher.plan import Plan, describe, torchrun_lines
-from retrieval_train import config as configs
-from retrieval_train.config import ConfigError
-from retrieval_train.rundir import RunDir
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = options_of.parse(argv, about=__doc__)
+    from launcher import command  # after the options: --help needs nothing of it
+
     try:
-        return submit(options, command=shlex.join(["python", "launcher/submit.py", *argv]))
+        return command.submit(options, said=shlex.join(["python", "launcher/submit.py", *argv]))
     except (ValueError, OSError) as error:  # what people give us, and disks that are full or not theirs
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; `python launcher/status.py runs` shows what was started", file=sys.stderr)
         return 130
-
-
-def submit(options: argparse.Namespace, *, command: str) -> int:
-    """One command line from config to exit code. Raises ValueError for what its user has to correct."""
-    file, overrides = _what(options)
-    sweep = points.find(file, overrides, is_named=options.sweep is not None)
-    if sweep is not None:
-        from launcher import sweep_run
-
-        return sweep_run.submit(options, sweep, command=command)
-    config = job.check(configs.read(Path(file), overrides=overrides), where=file)
-    if changes := origin.told(config):
-        print(changes, file=sys.stderr)
-    one = submission.ready(options, submission.find_place(options), config)
-    if options.dry_run:
-        return _print_plan(one.plan, one.run)
-    ticket, is_ours = submission.start(options, one, command=command)
-    if ticket is not None:
-        return submission.follow(options, one.run, ticket, is_ours=is_ours).code
-    return _print_command(one.plan, one.run) if is_ours else submission.say_done(one.run)
-
-
-def _what(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """The one file of the command line, and the `key=value`s that change it."""
-    overrides = options_of.overrides(options)
-    files = [item.partition("=")[2] for item in overrides if item.startswith("config=")]
-    rest = [item for item in overrides if not item.startswith("config=")]
-    given = [f"config={file}" for file in files]
-    if options.sweep is not None:
-        files, given = [*files, options.sweep], [*given, f"--sweep {options.sweep}"]
-    if len(files) != 1 or not files[0]:
-        told = " ".join(given) or "is required and missing"
-        raise ConfigError("command line", [("config", f"{told}; give one file, as config=configs/train/demo.yaml")])
-    return files[0], rest
-
-
-def _print_plan(plan: Plan, run: RunDir) -> int:
-    sbatch = executors.sbatch_text(plan, run) if plan.scheduler == "slurm" else None
-    print(describe(plan, state=run.state, command=executors.rank_command(run), sbatch=sbatch))
-    return 0
-
-
-def _print_command(plan: Plan, run: RunDir) -> int:
-    torchrun = Path(sys.executable).with_name("torchrun")
-    if plan.nodes > 1:
-        print("# one line on each node, with MASTER_ADDR set to the name of the first", file=sys.stderr)
-    for line in torchrun_lines(plan, code=run.code, torchrun=str(torchrun) if torchrun.exists() else "torchrun"):
-        print(line)
-    return 0
 
 
 if __name__ == "__main__":

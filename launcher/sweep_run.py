@@ -1,4 +1,4 @@
-"""Submit the points of a sweep: on this machine one after the other, on SLURM each as a job of its own.
+"""Submit the points of a sweep: on this machine one after the other, on SLURM as a job array.
 
 All points are checked before the first is submitted. They execute the code of that moment, however late they start.
 A point is a run like any other: what is done stays done, so the same command again does the rest.
@@ -9,41 +9,45 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.training import origin
-from launcher import executors, points, snapshot, submission, watch
-from launcher.plan import describe
+from launcher import deferred, dry_run, points, snapshot, submission, watch
+from launcher.place import Place, find_place
 from launcher.points import Sweep
 from launcher.snapshot import Code
-from launcher.submission import Ending, Place, Ready
+from launcher.submission import Ending, Ready, Started
 from launcher.sweep import Point
-from launcher.ticket import Ticket
+from launcher.ticket import SlurmTicket, Ticket
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir
 
 
 def submit(options: argparse.Namespace, sweep: Sweep, *, command: str) -> int:
     """The whole sweep; its exit code. Raises ValueError before anything is started."""
-    place = submission.find_place(options)
+    place = find_place(options)
     _refuse_options(options, place)
     found = _ready(options, sweep, place)
     if options.dry_run:
-        return _print_points(sweep, found)
-    with snapshot.held() as code:
-        runs = _Runs(options, sweep, place, command, code)
-        if place.cluster.scheduler == "local":
-            return runs.one_after_the_other(found)
+        return _print_points(options, sweep, found)
+    runs_root = found[0][1].run.path.parent
+    runs = _Runs(options, sweep, place, command, snapshot.keep(runs_root), runs_root)
+    if place.cluster.scheduler == "slurm":
         return runs.side_by_side(found)
+    return runs.one_after_the_other(found)
 
 
 def _refuse_options(options: argparse.Namespace, place: Place) -> None:
     problems = []
     if options.print_command:
         problems.append(("--print-command", "prints one run; give the values of one point"))
-    elif options.wait is False and place.cluster.scheduler == "local":
+    elif options.wait is False and place.cluster.scheduler != "slurm":
         instead = "leave it open (in tmux, say), or start it as `nohup python launcher/submit.py ... &`"
         problems.append(("--detach", f"this command itself starts one point after the other; {instead}"))
+    if options.parallel is not None and place.cluster.scheduler != "slurm":
+        problems.append(("--parallel", "is for SLURM; here the points run one after the other"))
     if problems:
         raise ConfigError("command line", problems)
 
@@ -66,16 +70,13 @@ def _ready(options: argparse.Namespace, sweep: Sweep, place: Place) -> list[tupl
     return found
 
 
-def _print_points(sweep: Sweep, found: list[tuple[Point, Ready]]) -> int:
+def _print_points(options: argparse.Namespace, sweep: Sweep, found: list[tuple[Point, Ready]]) -> int:
     width = max(len(point.name) for point, _ in found)
     for point, one in found:
         print(f"{point.name:<{width}}  {one.run.state or 'new':<9}  {watch.shown(one.run.path)}")
     after = f", each followed by its evaluation ({sweep.then})" if sweep.then else ""
     print(f"\n{len(found)} points{after}; the first of them:\n")
-    first = found[0][1]
-    sbatch = executors.sbatch_text(first.plan, first.run) if first.plan.scheduler == "slurm" else None
-    print(describe(first.plan, state=first.run.state, command=executors.rank_command(first.run), sbatch=sbatch))
-    return 0
+    return dry_run.print_plan(options, found[0][1])
 
 
 @dataclass
@@ -87,8 +88,13 @@ class _Runs:
     place: Place
     command: str
     code: Code
+    runs_root: Path
     failed: list[str] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The sweep's, as a file's name."""
+        return self.sweep.name
 
     def one_after_the_other(self, found: list[tuple[Point, Ready]]) -> int:
         """A point that fails is told, and the next one goes on; Ctrl-C stops the point and starts no more."""
@@ -105,41 +111,98 @@ class _Runs:
         return self._sum_up(len(found))
 
     def side_by_side(self, found: list[tuple[Point, Ready]]) -> int:
-        """All points into the queue. An evaluation needs its export: it follows when that is there."""
-        points_started = [(point, one, *self._start(point.name, one)) for point, one in found]
-        evaluations = []
-        for point, one, ticket, is_ours in points_started:
-            if ticket is not None and self._follow(point.name, one.run, ticket, is_ours=is_ours).is_interrupted:
-                return 130
-            if self.sweep.then is not None and one.run.state == "done":
-                if (made := self._ready_evaluation(point, one.run)) is not None:
-                    evaluations.append((made, *self._start(made.config.run.name, made)))
-            elif self.sweep.then is not None and point.name not in self.failed:
-                self.waiting.append(point.name)
-        for made, ticket, is_ours in evaluations:
-            name = made.config.run.name
-            if ticket is not None and self._follow(name, made.run, ticket, is_ours=is_ours).is_interrupted:
+        """All points into the queue as an array, and behind it their evaluations, each of which waits for its point."""
+        begun = submission.start_all(
+            self.options,
+            [one for _, one in found],
+            command=self.command,
+            code=self.code,
+            name=self.name,
+            parallel=self.options.parallel or self.place.cluster.parallel,
+            belongs_to=self._belongs_to,
+        )
+        to_follow = []
+        for (point, one), started in zip(found, begun, strict=True):
+            if started.error is not None:
+                self._fail(point.name, started.error)
+            if started.ticket is not None:
+                to_follow.append((point.name, one.run, started))
+        counts = Counter(
+            "failed" if s.error else "done" if not s.ticket else "new" if s.is_ours else "active" for s in begun
+        )
+        _say("points: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+        if self.sweep.then is not None:
+            self._evaluations([(point, one, started) for (point, one), started in zip(found, begun, strict=True)])
+        if not self.options.wait:
+            return self._sum_up(len(found))
+        for name, run, started in to_follow:
+            assert started.ticket is not None
+            if self._follow(name, run, started.ticket, is_ours=started.is_ours).is_interrupted:
                 return 130
         return self._sum_up(len(found))
+
+    def _evaluations(self, found: list[tuple[Point, Ready, Started]]) -> None:
+        """An evaluation needs an export: what has one is submitted, the others wait in the queue for their points."""
+        now: list[Ready] = []
+        groups: dict[str, list[deferred.Stage]] = {}
+        for point, one, started in found:
+            if isinstance(started.ticket, SlurmTicket):
+                stage = self._stage(point, one)
+                ticket = deferred.ticket_of(stage.folder)
+                if started.is_ours or ticket is None or not ticket.is_active():
+                    array, _, task = started.ticket.job_id.partition("_")
+                    is_aligned = bool(task) and started.is_ours
+                    after = f"aftercorr:{array}" if is_aligned else f"afterok:{started.ticket.job_id}"
+                    groups.setdefault(after, []).append(stage)
+            elif started.error is None and (made := self._ready_evaluation(point, one.run)) is not None:
+                now.append(made)
+        parallel = self.options.parallel or self.place.cluster.parallel
+        name = f"{self.name}-evaluation"
+        for after, stages in groups.items():
+            deferred.submit(stages, self.code, runs_root=self.runs_root, name=name, after=after, parallel=parallel)
+        if now:
+            submission.start_all(
+                self.options,
+                now,
+                command=self.command,
+                code=self.code,
+                name=name,
+                parallel=parallel,
+                belongs_to=self._belongs_to,
+            )
+        waiting = sum(len(stages) for stages in groups.values())
+        _say(f"evaluations: {len(now)} with an export already, {waiting} wait for their points")
+
+    def _stage(self, point: Point, one: Ready) -> deferred.Stage:
+        assert self.sweep.then is not None
+        return deferred.Stage(
+            folder=self.runs_root / ".stages" / self.name / f"{one.run.path.name}-evaluation",
+            file=self.sweep.then,
+            overrides=self.sweep.then_assignments(point.name, one.run.export),
+            needs={},
+            plan=one.plan,
+            command=self.command,
+            belongs_to=self._belongs_to,
+        )
+
+    @property
+    def _belongs_to(self) -> dict[str, str]:
+        return {"sweep": self.name, "sweep_file": self.sweep.where}
 
     # --- one run
 
     def _to_its_end(self, name: str, one: Ready) -> Ending:
-        ticket, is_ours = self._start(name, one)
-        if ticket is None:
-            return Ending(1 if name in self.failed else 0)
-        return self._follow(name, one.run, ticket, is_ours=is_ours)
-
-    def _start(self, name: str, one: Ready) -> tuple[Ticket | None, bool]:
-        """None where there is nothing to follow: the run is done already, or it cannot be started."""
         try:
-            ticket, is_ours = submission.start(self.options, one, command=self.command, code=self.code)
+            started = submission.start(
+                self.options, one, command=self.command, code=self.code, belongs_to=self._belongs_to
+            )
         except (ValueError, OSError) as error:
             self._fail(name, error)
-            return None, False
-        if ticket is None:
+            return Ending(1)
+        if started.ticket is None:
             submission.say_done(one.run)
-        return ticket, is_ours
+            return Ending(0)
+        return self._follow(name, one.run, started.ticket, is_ours=started.is_ours)
 
     def _follow(self, name: str, run: RunDir, ticket: Ticket, *, is_ours: bool) -> Ending:
         ending = submission.follow(self.options, run, ticket, is_ours=is_ours)
@@ -163,10 +226,6 @@ class _Runs:
         self.failed.append(name)
 
     def _sum_up(self, count: int) -> int:
-        if self.waiting:
-            _say(
-                f"{len(self.waiting)} evaluations wait for exports: the same command, later or with --wait, submits them"
-            )
         if self.failed:
             _say(f"{len(self.failed)} failed or stopped: {', '.join(self.failed)}; the same command tries them again")
             return 1

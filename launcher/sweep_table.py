@@ -1,26 +1,30 @@
-"""A sweep as a table: for all points that differ in their seed alone, the mean of a metric and how sure it is."""
+"""A sweep as a table: for all points that differ in their seed or fold alone, the mean of a metric and how sure it is;
+and how much each parameter mattered."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs import job
 from jobs.job import JobConfig
-from launcher import points, sweep
+from jobs.training import halving
+from launcher import points
+from launcher.importance import Importance, importance
 from launcher.points import Sweep
 from launcher.sweep import Point
+from launcher.sweep_file import RANDOM
 from launcher.watch import shown
 from retrieval_train.config import ConfigError
 from retrieval_train.evaluation.metrics import MERGED
 from retrieval_train.rundir import RunDir, read_json
 
-SEED = "seed"
 METHOD = "mean ± half of the 95% confidence interval of the mean (Student t over n seeds; n = 1: none)"
+BEST = " (best)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Result:
 
     name: str
     row: str
-    """What tells its row from the others: all that varies but the seed."""
+    """What tells its row from the others: all that varies but seed and fold."""
     run: str
     state: str
     report: str | None
@@ -60,29 +64,48 @@ class Result:
     is_same_config: bool
     """False: the newest run of that name, whose config or code is not today's."""
     metrics: Mapping[str, float]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Of the keys that vary."""
+    stopped_at: float | None = None
+    """Where it was stopped for being behind the others: a share of its length."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """All seeds of one point."""
+    """All seeds and folds of one point."""
 
     name: str
     estimates: Mapping[str, Estimate]
     missing: tuple[str, ...]
     """Points without numbers, and their state."""
+    stopped: tuple[str, ...] = ()
+    """Points that were stopped early, and where."""
 
 
-def rows(results: Sequence[Result], metrics: Sequence[str]) -> list[Row]:
-    """The best mean of the first metric first; rows without numbers last."""
+def rows(results: Sequence[Result], metrics: Sequence[str], *, sort: str | None = None) -> list[Row]:
+    """The best mean of `sort` first, by default the first metric; rows without numbers last."""
+    if sort is not None and sort not in metrics:
+        raise ConfigError("command line", [("--sort", f"'{sort}' is no column; there are: {', '.join(metrics)}")])
     found = []
     for name in dict.fromkeys(result.row for result in results):
         mine = [result for result in results if result.row == name]
         estimates = {m: estimate([result.metrics[m] for result in mine if m in result.metrics]) for m in metrics}
         missing = tuple(f"{result.name} ({result.state})" for result in mine if not result.metrics)
-        found.append(Row(name, estimates, missing))
-    first = [row.estimates[metrics[0]].mean for row in found]
+        stopped = tuple(f"{result.name} ({_stopped(result)})" for result in mine if result.stopped_at is not None)
+        found.append(Row(name, estimates, missing, stopped))
+    first = [row.estimates[sort or metrics[0]].mean for row in found]
     order = sorted(range(len(found)), key=lambda place: (first[place] is None, -(first[place] or 0.0)))
     return [found[place] for place in order]
+
+
+def _stopped(result: Result) -> str:
+    return f"stopped at {100 * (result.stopped_at or 0):.3g}%"
+
+
+def what_mattered(made: Sweep, results: Sequence[Result], metric: str) -> list[Importance]:
+    """Of every key that varies, by the points that have numbers."""
+    known = [(result.values, result.metrics[metric]) for result in results if metric in result.metrics]
+    return importance(known, made.drawn)
 
 
 # --- what is there
@@ -107,13 +130,22 @@ def _result(made: Sweep, point: Point, config: JobConfig, metrics: Sequence[str]
         found = _numbers(report, metrics, scope)
     else:
         found, report = _judged(config, run, metrics, scope) if state == "done" else {}, run.metrics
-    row = " ".join(
-        sweep.in_a_name(value) if key == sweep.POINT else f"{key}={sweep.in_a_name(value)}"
-        for key, value in point.values.items()
-        if key != SEED
-    )
+    if state == "failed":
+        state = _failure(run)
     where = str(report) if report is not None and found else None
-    return Result(point.name, row or "base", shown(run.path), state, where, is_same, found)
+    rungs = getattr(config, "halving", None)
+    stopped_at = halving.stopped_at(rungs, run.path.name) if rungs is not None else None
+    values = {key: value for key, value in point.values.items() if key != RANDOM}
+    name, row = point.name, point.setting or "base"
+    return Result(name, row, shown(run.path), state, where, is_same, found, values, stopped_at)
+
+
+def _failure(run: RunDir) -> str:
+    """With its kind, where it is known."""
+    try:
+        return f"failed: {str(read_json(run.failure)['kind']).replace('_', ' ')}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "failed"
 
 
 def _newest(config: JobConfig) -> tuple[RunDir, bool]:
@@ -147,12 +179,8 @@ def _judged(config: JobConfig, run: RunDir, metrics: Sequence[str], scope: str) 
     last = {key[len(prefix) :]: value for line in lines for key, value in line.items() if key.startswith(prefix)}
     if not last:
         raise ConfigError(str(run.metrics), [("--scope", f"'{scope}' was not judged; merged and the domains are")])
-    if odd := [metric for metric in metrics if metric not in last]:
-        known = ", ".join(sorted(name for name in last if "/" not in name))
-        raise ConfigError(
-            str(run.metrics), [("--metric", f"'{name}' was not judged; there are: {known}") for name in odd]
-        )
-    return {metric: float(last[metric]) for metric in metrics}
+    chosen = _chosen(dict(sorted(last.items())), metrics, run.metrics, "was not judged")
+    return {metric: float(value) for metric, value in chosen.items()}
 
 
 def _numbers(report: Path, metrics: Sequence[str], scope: str) -> dict[str, float]:
@@ -160,34 +188,41 @@ def _numbers(report: Path, metrics: Sequence[str], scope: str) -> dict[str, floa
     if not isinstance(scopes, dict) or scope not in scopes:
         known = ", ".join(scopes) if isinstance(scopes, dict) else "none"
         raise ConfigError(str(report), [("--scope", f"'{scope}' is not in the report; there are: {known}")])
-    values: dict[str, float] = scopes[scope]
+    return _chosen(scopes[scope], metrics, report, "is not in the report")
+
+
+def _chosen(values: Mapping[str, float], metrics: Sequence[str], file: Path, told: str) -> dict[str, float]:
     if odd := [metric for metric in metrics if metric not in values]:
-        known = ", ".join(values)
-        raise ConfigError(
-            str(report), [("--metric", f"'{name}' is not in the report; there are: {known}") for name in odd]
-        )
+        known = ", ".join(name for name in values if "/" not in name)
+        raise ConfigError(str(file), [("--metric", f"'{name}' {told}; there are: {known}") for name in odd])
     return {metric: values[metric] for metric in metrics}
 
 
 # --- in words
 
 
-def as_json(made: Sweep, results: Sequence[Result], metrics: Sequence[str], *, scope: str) -> str:
+def as_json(
+    made: Sweep, results: Sequence[Result], metrics: Sequence[str], *, scope: str, sort: str | None = None
+) -> str:
     about: dict[str, Any] = {"schema": 1, "sweep": made.where, "scope": scope, "metrics": list(metrics)}
-    about |= {"method": METHOD, "rows": [asdict(row) for row in rows(results, metrics)]}
+    about |= {"method": METHOD, "rows": [asdict(row) for row in rows(results, metrics, sort=sort)]}
+    about |= {"importance": [asdict(one) for one in what_mattered(made, results, sort or metrics[0])]}
     return json.dumps(about | {"points": [asdict(result) for result in results]}, indent=2)
 
 
-def cells(results: Sequence[Result], metrics: Sequence[str]) -> list[list[str]]:
-    """The table, its heading first; the last column is there where something is missing."""
-    found = rows(results, metrics)
-    lacks = any(row.missing for row in found)
+def cells(results: Sequence[Result], metrics: Sequence[str], *, sort: str | None = None) -> list[list[str]]:
+    """The table, its heading first; the last columns are there where something is missing or was stopped."""
+    found = rows(results, metrics, sort=sort)
+    more = {"missing": [row.missing for row in found], "stopped": [row.stopped for row in found]}
+    shown_too = {name: column for name, column in more.items() if any(column)}
+    is_contest = sum(row.estimates[sort or metrics[0]].mean is not None for row in found) > 1
     body = []
-    for row in found:
+    for place, row in enumerate(found):
         n = max(each.n for each in row.estimates.values())
         numbers = [_in_words(row.estimates[metric]) for metric in metrics]
-        body.append([row.name, str(n), *numbers, *([", ".join(row.missing)] if lacks else [])])
-    return [["point", "n", *metrics, *(["missing"] if lacks else [])], *body]
+        name = row.name + (BEST if is_contest and place == 0 else "")
+        body.append([name, str(n), *numbers, *(", ".join(column[place]) for column in shown_too.values())])
+    return [["point", "n", *metrics, *shown_too], *body]
 
 
 def _in_words(found: Estimate) -> str:
@@ -196,38 +231,66 @@ def _in_words(found: Estimate) -> str:
     return f"{found.mean:.3f}" + ("" if found.half is None else f" ± {found.half:.3f}")
 
 
+def importance_cells(found: Sequence[Importance]) -> list[list[str]]:
+    """A table, its heading first."""
+    body = [[one.key, one.measure, f"{one.value:.2f}", f"{one.by_chance:.2f}", str(one.n)] for one in found]
+    return [["parameter", "measure", "value", "by chance", "n"], *body]
+
+
 def footnotes(results: Sequence[Result]) -> list[str]:
     """What a reader of the numbers has to know."""
-    other = [result.name for result in results if result.metrics and not result.is_same_config]
-    if not other:
-        return []
-    return [f"of runs whose config, data or code's defaults are not today's, found by their name: {', '.join(other)}"]
+    found = []
+    if other := [result.name for result in results if result.metrics and not result.is_same_config]:
+        found.append(
+            f"of runs whose config, data or code's defaults are not today's, found by their name: {', '.join(other)}"
+        )
+    if stopped := sum(result.stopped_at is not None for result in results):
+        found.append(
+            f"{stopped} of {len(results)} points were stopped early: their numbers are those of a part of the way"
+        )
+    return found
 
 
-def as_markdown(made: Sweep, results: Sequence[Result], metrics: Sequence[str], *, scope: str) -> str:
-    heading, *body = cells(results, metrics)
-    lines = [f"{made.where}, {scope}: {METHOD}.", "", _line(heading), _line(["---"] * len(heading))]
-    return "\n".join([*lines, *map(_line, body), *(f"\n{note}" for note in footnotes(results))])
+def as_markdown(
+    made: Sweep, results: Sequence[Result], metrics: Sequence[str], *, scope: str, sort: str | None = None
+) -> str:
+    lines = [f"{made.where}, {scope}: {METHOD}.", "", *_lines(cells(results, metrics, sort=sort))]
+    lines += [f"\n{note}" for note in footnotes(results)]
+    if found := what_mattered(made, results, sort or metrics[0]):
+        lines += ["", f"What mattered for {sort or metrics[0]}:", "", *_lines(importance_cells(found))]
+    return "\n".join(lines)
 
 
-def _line(row: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+def _lines(table: Sequence[Sequence[str]]) -> list[str]:
+    heading, *body = table
+    marked = [heading, ["---"] * len(heading), *body]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in marked]
 
 
-def show(made: Sweep, results: Sequence[Result], metrics: Sequence[str], *, scope: str) -> None:
-    """The table on the terminal."""
+def show(
+    made: Sweep, results: Sequence[Result], metrics: Sequence[str], *, scope: str, sort: str | None = None
+) -> None:
+    """The tables on the terminal."""
+    table = cells(results, metrics, sort=sort)
+    print(f"{made.where}, {scope}: {METHOD}\n")
+    _print(table)
+    for note in footnotes(results):
+        print(f"\n{note}")
+    if found := what_mattered(made, results, sort or metrics[0]):
+        print(f"\nwhat mattered for {sort or metrics[0]} (docs/sweeps.md)\n")
+        _print(importance_cells(found))
+
+
+def _print(rows_of_text: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    heading, *body = cells(results, metrics)
+    heading, *body = rows_of_text
     table = Table(box=None, pad_edge=False)
     for name in heading:
-        table.add_column(name, overflow="fold", no_wrap=name not in ("missing",))
+        table.add_column(name, overflow="fold", no_wrap=name not in ("missing", "stopped"))
     for row in body:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(escape, row), style="bold" if row[0].endswith(BEST) else None)
     console = Console()
-    print(f"{made.where}, {scope}: {METHOD}\n")
     console.print(table, width=None if console.is_terminal else 160)
-    for note in footnotes(results):
-        print(f"\n{note}")

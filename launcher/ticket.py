@@ -20,7 +20,7 @@ from retrieval_train.rundir import RunDir, State, read_json, write_json, write_t
 
 ENDED: tuple[State, ...] = ("preempted", "failed", "done")
 # SLURM's words for a job that is not over; a requeued one is COMPLETING for a while before it is PENDING again
-_ACTIVE = {
+ACTIVE = {
     *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"),
     *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
 }
@@ -96,7 +96,7 @@ class SlurmTicket:
             raise ValueError(
                 f"it is {self.in_words()}, and SLURM does not say whether that still runs: {error}"
             ) from error
-        return state is not None and state[0] in _ACTIVE
+        return state is not None and state[0] in ACTIVE
 
     def cancel(self) -> None:
         cluster.cancel(self.job_id)
@@ -113,8 +113,8 @@ class SlurmTicket:
         return f"SLURM job {self.job_id}"
 
 
-def write(run: RunDir, ticket: LocalTicket | SlurmTicket) -> None:
-    write_json(run.ticket, dataclasses.asdict(ticket))
+def write(run: RunDir, ticket: LocalTicket | SlurmTicket, *, durable: bool = True) -> None:
+    write_json(run.ticket, dataclasses.asdict(ticket), durable=durable)
 
 
 def read(run: RunDir) -> Ticket | None:

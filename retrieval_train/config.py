@@ -93,19 +93,18 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     merged: Any = OmegaConf.create({})
     for layer in layers:
         _drop_renamed(merged, layer)
-        merged = OmegaConf.merge(merged, layer)
+        merged = OmegaConf.unsafe_merge(merged, layer)
 
     def in_turn(lower: Any) -> Any:
         for item in overrides:
             try:
-                lower = OmegaConf.merge(lower, OmegaConf.from_dotlist([item]))
+                lower = OmegaConf.unsafe_merge(lower, OmegaConf.from_dotlist([item]))
             except Exception as error:  # OmegaConf lets YAML's own errors through
                 raise ConfigError("command line", [(item, _first_line(error))]) from error
         return lower
 
-    _drop_renamed(
-        merged, in_turn(OmegaConf.create({}))
-    )  # by all at once: `head.scale=20 head.name=cosface` keeps the 20
+    # by all overrides at once, so that `head.scale=20 head.name=cosface` keeps the 20
+    _drop_renamed(merged, in_turn(OmegaConf.create({})))
     merged = in_turn(merged)
     try:
         resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)

@@ -85,6 +85,11 @@ class RunDir:
         return self.path / "roll_backs.jsonl"
 
     @property
+    def preflight(self) -> Path:
+        """What the last start's nodes looked like before it began."""
+        return self.path / "preflight.json"
+
+    @property
     def stacks(self) -> Path:
         """Where each rank was when the run hung."""
         return self.path / "logs" / "stacks"
@@ -103,6 +108,16 @@ class RunDir:
     def error(self) -> Path:
         """Why the run failed, in the words for its user."""
         return self.path / "error.txt"
+
+    @property
+    def failure(self) -> Path:
+        """The same for the launcher: kind, rank, host and nodes at fault."""
+        return self.path / "failure.json"
+
+    @property
+    def attempts(self) -> Path:
+        """Each start of the run and how it ended, as JSON lines."""
+        return self.path / "attempts.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -147,8 +162,8 @@ class RunDir:
         assert word in get_args(State), f"{self.path / 'state'} holds {word!r}"
         return word  # type: ignore[return-value]
 
-    def set_state(self, state: State) -> None:
-        write_text(self.path / "state", state + "\n")
+    def set_state(self, state: State, *, durable: bool = True) -> None:
+        write_text(self.path / "state", state + "\n", durable=durable)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint: what `latest` names or, when that is gone, the newest folder."""

@@ -9,15 +9,19 @@ import contextlib
 import datetime
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from retrieval_train.meeting import LONGER, BadNode, Meeting, first_line
+
 T = TypeVar("T")
 
 Device = Literal["auto", "cpu", "cuda"]
+
+_CONNECTED_WITHIN = datetime.timedelta(minutes=3)
 
 
 class World(Protocol):
@@ -98,9 +102,16 @@ class Alone:
 class Group:
     """Ranks of torch.distributed: all of them, or those of `members`, a process group."""
 
-    def __init__(self, device: torch.device, members: Any = None, *, timeout: datetime.timedelta | None = None) -> None:
-        """`timeout` is what groups split from it wait for a rank; None: torch's default."""
-        self._members, self._timeout = members, timeout
+    def __init__(
+        self,
+        device: torch.device,
+        members: Any = None,
+        *,
+        timeout: datetime.timedelta | None = None,
+        meeting: Meeting | None = None,
+    ) -> None:
+        """`timeout` is what groups split from it wait for a rank; None: torch's default. `meeting` is that of all ranks."""
+        self._members, self._timeout, self.meeting = members, timeout, meeting
         self.rank = torch.distributed.get_rank(members)
         self.size = torch.distributed.get_world_size(members)
         self.device = device
@@ -156,6 +167,47 @@ class Group:
         torch.distributed.all_gather_object(values, value, group=self._members)
         return values
 
+    @contextlib.contextmanager
+    def impatient(self, limit_s: float) -> Iterator[Group]:
+        """The same ranks, for `swap` and `sum_within`, and on CPUs for whatever else is not to wait longer. Collective."""
+        limit = datetime.timedelta(seconds=limit_s)
+        if self.device.type == "cuda":  # NCCL's calls take a limit each; another communicator costs seconds
+            yield Group(self.device, self._members, timeout=limit)
+            return
+        members = torch.distributed.new_group(backend="gloo", timeout=limit)
+        try:
+            yield Group(self.device, members, timeout=limit)
+        finally:
+            torch.distributed.destroy_process_group(members)
+
+    @contextlib.contextmanager
+    def pair(self, peer: int, limit_s: float) -> Iterator[Group]:
+        """This rank and `peer` on their CPUs, for `swap`. Only the two call it; RuntimeError where they do not connect."""
+        limit, ranks = datetime.timedelta(seconds=limit_s), sorted((self.rank, peer))
+        members = torch.distributed.new_group(ranks, backend="gloo", timeout=limit, use_local_synchronization=True)
+        try:
+            yield Group(torch.device("cpu"), members, timeout=limit)
+        finally:
+            torch.distributed.destroy_process_group(members)
+
+    def swap(self, x: Tensor, peer: int) -> Tensor:
+        """What `peer` gives for my `x`, of the same shape. Raises RuntimeError after the group's time limit."""
+        theirs = torch.empty_like(x)
+        ways = [
+            torch.distributed.P2POp(way, y, group=self._members, group_peer=peer)
+            for way, y in ((torch.distributed.isend, x), (torch.distributed.irecv, theirs))
+        ]
+        assert self._timeout is not None, "made by `impatient`"
+        for work in torch.distributed.batch_isend_irecv(ways):
+            work.wait(self._timeout)
+        return theirs
+
+    def sum_within(self, x: Tensor) -> Tensor:
+        """`sum`, in place. Raises RuntimeError after the group's time limit."""
+        assert self._timeout is not None, "made by `impatient`"
+        torch.distributed.all_reduce(x, group=self._members, async_op=True).wait(self._timeout)
+        return x
+
     def barrier(self) -> None:
         # reading the sum makes the host wait: NCCL's collectives alone only order the GPU's work
         self.sum(torch.zeros(1, device=self.device)).item()
@@ -181,13 +233,27 @@ class _Gather(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def open_world(device: Device = "auto", *, timeout_min: float = 30) -> Iterator[Group]:
+def open_world(
+    device: Device = "auto",
+    *,
+    timeout_min: float = 30,
+    join_min: float = 10,
+    nodes: Sequence[str] = (),
+    look: Callable[[Meeting], None] | None = None,
+) -> Iterator[Group]:
     """The process group that the launcher's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
-    Without these variables it is a group of one. Raises ValueError when `device` is cuda and there is no GPU.
+    Without these variables it is a group of one. All ranks have to come within `join_min`; `nodes` are the names of their
+    machines in the order of ranks, where known. `look` is called when all are there and before any collective.
+    Raises BadNode that names who did not come, ValueError when `device` is cuda and there is no GPU.
     """
     for name, value in _alone().items():
         os.environ.setdefault(name, value)
+    store = _store(60 * join_min, nodes)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    meeting = Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
+    if look is not None:
+        look(meeting)
     mine = _device(device, int(os.environ["LOCAL_RANK"]))
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
@@ -195,15 +261,50 @@ def open_world(device: Device = "auto", *, timeout_min: float = 30) -> Iterator[
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed takes a GPU where there is one
     timeout = datetime.timedelta(minutes=timeout_min)
-    torch.distributed.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
-        timeout=timeout,
-        device_id=mine if mine.type == "cuda" else None,
-    )
+    _connect(store, meeting, mine, timeout)
     try:
-        yield Group(mine, timeout=timeout)
+        yield Group(mine, timeout=timeout, meeting=meeting)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _store(limit_s: float, nodes: Sequence[str]) -> Any:
+    """Rank 0's key-value store; under torchrun its agent's."""
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    timeout = datetime.timedelta(seconds=limit_s if rank == 0 else LONGER * limit_s)
+    try:
+        make: Any = torch.distributed.TCPStore  # type: ignore[attr-defined]
+        return make(host, port, None, is_host, timeout, wait_for_workers=False)
+    except RuntimeError as error:
+        node = nodes[0] if nodes else socket.gethostname() if is_host else host
+        words = f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {host}:{port}: {first_line(error)}. "
+        words += f"Look whether {node} is up and rank 0 started (its log), and whether a firewall is in between"
+        if is_host:
+            words = f"rank 0 on {node} cannot listen on port {port}: {first_line(error)}. Another process may hold it"
+        raise BadNode(words, nodes=(node,)) from error
+
+
+def _connect(store: Any, meeting: Meeting, device: torch.device, timeout: datetime.timedelta) -> None:
+    """Make the default group. Connecting has a short limit: it fails where nodes cannot reach each other."""
+    try:
+        torch.distributed.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=meeting.rank,
+            world_size=meeting.size,
+            timeout=_CONNECTED_WITHIN,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except RuntimeError as error:
+        raise BadNode(
+            f"{meeting.where([meeting.rank])} met all ranks, but cannot connect to them: {first_line(error)}. "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME have to name an interface over which all nodes reach each other"
+        ) from error
+    store.set_timeout(timeout)
+    # its public name is newer than the oldest torch that is supported
+    limit: Any = getattr(torch.distributed, "set_timeout", None) or torch.distributed.distributed_c10d._set_pg_timeout
+    limit(timeout)
 
 
 def _alone() -> dict[str, str]:

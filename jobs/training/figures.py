@@ -7,10 +7,11 @@ import logging
 import os
 import resource
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from jobs.failure import Kind
 from retrieval_train.engine.flops import ImageFlops, head_flops, peak_flops, utilisation
 from retrieval_train.engine.memory import Load
 from retrieval_train.engine.shortage import out_of_memory_words
@@ -94,6 +95,8 @@ def _nodes_of(head: Head) -> int:
 
 class OutOfMemory(ValueError):
     """What was held, and the settings that would fit."""
+
+    failure: ClassVar[Kind] = "out_of_memory"
 
 
 @contextlib.contextmanager

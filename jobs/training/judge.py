@@ -27,6 +27,7 @@ from retrieval_train.evaluation.index import Config as Index
 from retrieval_train.evaluation.metrics import MERGED, METRICS
 
 if TYPE_CHECKING:
+    from jobs.training.halving import Halving
     from retrieval_train.data.view import View
     from retrieval_train.engine.engine import Engine, Report
     from retrieval_train.engine.stop import Ending
@@ -91,12 +92,15 @@ class Judge:
         save: Callable[[], None],
         is_stopping: Callable[[], bool] = lambda: False,
         beat: Callable[[str], None] = lambda phase: None,
+        halving: Halving | None = None,
     ) -> None:
         """`save` makes a checkpoint of this step. An evaluation is given up when a rank `is_stopping`, for the time that
-        a preempted run has is short; the next start makes up for it. `beat` is told that evaluation goes on."""
+        a preempted run has is short; the next start makes up for it. `beat` is told that evaluation goes on. `halving`
+        compares with the other runs of a sweep."""
         self._config, self._model, self._run, self._world = config, model, run, world
         self._retrieval = config.open(shards_root)
         self._num_steps, self._save, self._is_stopping, self._beat = num_steps, save, is_stopping, beat
+        self._halving = halving
         self._figures: dict[str, float] = {}
         self._history: list[tuple[int, float]] = []
         self._best: tuple[int, float] | None = None
@@ -140,7 +144,9 @@ class Judge:
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether patience is used up."""
+        """Whether patience is used up, or other runs of the sweep are better."""
+        if self._halving and self._halving.verdict:
+            return True
         return self._config.patience is not None and self._in_vain >= self._config.patience
 
     def _is_due(self, step: int) -> bool:
@@ -162,6 +168,12 @@ class Judge:
         log.info("step %d  %s %s %.4f, in %.1f s", step, split, metric, value, time.perf_counter() - began)
         if step:
             self._compare(step, value)
+            self._halve()
+
+    def _halve(self) -> None:
+        if self._halving:
+            self._halving.look(self._history)
+            self._figures |= self._halving.figures()
 
     def _scores(self, step: int) -> Scores | None:
         """Of the weights as they stand, on all ranks; None where it is given up: a rank is to stop, has no room on its disk
@@ -252,6 +264,8 @@ class Judge:
         self._history = [(step, value) for step, value in state.get("history", [])]
         self._best = tuple(state["best"]) if state.get("best") else None
         self._in_vain, self._is_put_off = state.get("in_vain", 0), state.get("put_off", False)
+        if self._halving:
+            self._halving.look(self._history)
         if self.best is None:
             return
         is_there = self._world.from_first((self.best / "state.json").is_file())

@@ -6,10 +6,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from jobs.failure import Failure, Kind
 from jobs.job import Preempted, Progress, tell_failure
 from jobs.training.figures import Speed
+from jobs.training.halving import Halving, digest_of
 from jobs.training.judge import Judge, Model, Patience
 from jobs.training.origin import check_same, described, still_true
 from retrieval_train.data.deaths import deaths_told
@@ -44,6 +46,8 @@ _UPLOAD_S, _PREEMPTED_UPLOAD_S = 600.0, 60.0  # the last upload's time; a schedu
 
 class NotFinite(ValueError):
     """The loss or gradients are no numbers, again and again."""
+
+    failure: ClassVar[Kind] = "not_finite"
 
 
 class Session:
@@ -175,7 +179,7 @@ class Session:
             return
 
         def say(reason: str) -> None:
-            tell_failure(self._run, rank, reason)
+            tell_failure(self._run, rank, Failure("hang", reason))
 
         with Watchdog(self._run.stacks, rank, self._stragglers.hosts, timeout_s=minutes * 60, say=say) as watchdog:
             self._beat = lambda phase: watchdog.beat(phase, self.engine.step)
@@ -194,7 +198,15 @@ class Session:
             save=lambda: self.checkpoints.save(),
             is_stopping=self._stop.is_wanted,
             beat=lambda phase: self._beat(phase),
+            halving=self._open_halving(),
         )
+
+    def _open_halving(self) -> Halving | None:
+        config, name = self._config, self._run.path.name
+        if config.halving is None or config.evaluate is None:
+            return None
+        judge = digest_of(config.evaluate, config.shards_root)
+        return Halving(config.halving, name=name, judge=judge, num_steps=self._num_steps, world=self._world)
 
     def _end(self, ending: Ending) -> None:
         """Save; raise what the ending means."""

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """\
 job: noop
-run: {name: it, device: cpu}
+run: {name: it, device: cpu, preflight: false}
 """
 
 # ranks that meet over files: torch takes 2 s to start, and most tests are about the launcher
@@ -42,7 +42,7 @@ class World:
             time.sleep(0.02)
 
 @contextlib.contextmanager
-def open_world(device, *, timeout_min=30):
+def open_world(device, **limits):
     yield World()
 """
 

@@ -31,7 +31,7 @@ def test_ranks_know_their_place_and_a_done_run_is_not_run_again(repo: Repo) -> N
         assert told["MASTER_PORT"] == repo.started(run, 0)["MASTER_PORT"]
         assert told["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
         assert told["cwd"] == str(repo.path)
-        assert told["code"] == str(run.code / "jobs/noop.py")
+        assert told["code"] == str((run.code / "jobs/noop.py").resolve())
 
     second = repo.submit("--tasks-per-node", "1", 'note=it\'s "here"')
     assert second.code == 0
@@ -55,7 +55,7 @@ def test_what_is_printed_for_torchrun_runs_by_hand(real_repo: Repo) -> None:
     assert run.state == "done"
     told = real_repo.started(run, 0)
     assert (told["sum"], told["cwd"]) == (1.0, str(real_repo.path))
-    assert told["code"] == str(run.code / "jobs/noop.py")
+    assert told["code"] == str((run.code / "jobs/noop.py").resolve())
 
 
 def test_a_dry_run_writes_nothing_and_loads_no_torch(repo: Repo) -> None:

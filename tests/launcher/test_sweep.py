@@ -119,7 +119,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_path() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({}, "grid  nothing varies; give grid, zip or points"),
+        ({}, "grid  nothing varies; give grid, zip, points, random, folds or seeds"),
         ({"grd": {"seed": [1]}}, "grd  unknown key; did you mean grid?"),
         ({"grid": {"seed": 3}}, "grid.seed  3 is not allowed: input should be a valid list"),
         ({"grid": {"seed": [1, 2]}, "run": "same"}, "2 points are called 'same'; put {seed} into run"),
@@ -154,10 +154,15 @@ def test_commas_divide_values_but_not_within_lists_mappings_and_quoted_texts(ite
 
 def test_the_example_of_the_docs_has_as_many_points_as_it_says() -> None:
     text = (ROOT / "docs/sweeps.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    example, *others = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     found = sweep.points(yaml.safe_load(example), where="docs", prefix="x")
     assert f"= {len(found)} points" in example
     assert len({point.name for point in found}) == len(found)
+    (one, *more) = [yaml.load(other, Loader=points._Loader) for other in others]
+    random, *_ = sweep.points({"base": "x", **one}, where="docs", prefix="x")
+    assert one["random"]["count"] == 20 and len(random.name) < 80
+    for other in more:
+        assert sweep.points({"base": "x", "seeds": 1, **other}, where="docs", prefix="x")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweep").glob("*.yaml")), ids=lambda file: file.stem)
@@ -198,7 +203,7 @@ def test_rows_are_ordered_by_the_mean_over_seeds_and_missing_points_are_shown_la
     found = [result("a", 0, 0.2), result("gone", 0, None), result("b", 0, 0.1), result("b", 1, 0.5)]
     found += [result("a", 1, None)]
     assert sweep_table.cells(found, ["m"])[1:] == [
-        ["b", "2", "0.300 ± 2.541", ""],
+        ["b (best)", "2", "0.300 ± 2.541", ""],
         ["a", "1", "0.200", "a-1 (failed)"],
         ["gone", "0", "--", "gone-0 (failed)"],
     ]
@@ -328,7 +333,7 @@ def test_points_run_one_after_the_other_with_the_code_of_their_submit_and_end_in
         shutil.copy(EXTRA / f"{name}.py", sweeping.path / "jobs")
     table = json.loads(sweeping.status("sweep", SWEEP[1], "then.top=2", "--json").out)
     found = [(row["name"], row["estimates"]["R@1"]["mean"], row["missing"]) for row in table["rows"]]
-    assert found == [("good", 2.2, []), ("bad", None, ["bad (failed)"])]
+    assert found == [("good", 2.2, []), ("bad", None, ["bad (failed: user error)"])]
 
     (sweeping.path / "flag").unlink()
     second = sweeping.python("launcher/submit.py", *SWEEP, "then.top=2")
@@ -351,35 +356,6 @@ def test_ctrl_c_stops_the_point_and_starts_no_more(repo: Repo) -> None:
     assert f"runs/{run.path.name} saves and stops" in told
     assert "== stopped: 1 of 2 points were not begun; the same command goes on" in told
     assert [path.name for path in repo.path.glob("runs/it-*-*")] == [run.path.name]
-
-
-def test_on_slurm_every_point_is_a_job_and_evaluations_follow_when_their_exports_are_there(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answers = {"sbatch": "echo x >>jobs.txt; read n <number || n=1; echo $((n+1)) >number; echo Submitted batch job $n"}
-    answers |= {"scontrol": "echo Slurmctld is UP", "sinfo": "echo 'main*|4|(null)'", "srun": "exit 1"}
-    answers |= {"squeue": "echo 'PENDING|Priority'", "scancel": "exit 0"}
-    (here / "bin").mkdir()
-    for name, text in answers.items():
-        (here / "bin" / name).write_text(f"#!/bin/sh\ncd '{here}'\n{text}\n")
-        (here / "bin" / name).chmod(0o755)
-    (here / "number").write_text("4\n")
-    assert submit.main([*SWEEP, "head.margin=0.1"]) == 0
-    told = capsys.readouterr().err
-    runs = [RunDir((here / "runs" / name).resolve()) for name in ("m0.1-s0", "m0.1-s1")]
-    assert [read_json(run.ticket) for run in runs] == [{"job_id": "4"}, {"job_id": "5"}]
-    assert "== 2 evaluations wait for exports" in told
-
-    runs[1].set_state("done")
-    runs[1].export.mkdir()
-    (runs[1].export / "model.json").write_text('{"sha256": "abc"}')
-    (here / "bin/squeue").write_text("#!/bin/sh\ncase $5 in 4) echo 'PENDING|Priority';; esac\n")
-    assert submit.main([*SWEEP, "head.margin=0.1"]) == 0
-    again = capsys.readouterr()
-    assert "active already, queued" in again.err
-    assert "done already: runs/m0.1-s1" in again.out
-    assert read_json(RunDir((here / "runs/m0.1-s1-evaluation").resolve()).ticket) == {"job_id": "6"}
-    assert "== 1 evaluations wait for exports" in again.err
 
 
 def test_runs_of_another_config_are_shown_by_their_name_with_a_footnote(

@@ -1,4 +1,4 @@
-"""What the waiting command shows where nobody sees a bar, and what `status.py` says of runs."""
+"""What the waiting command shows where nobody sees a bar, and what it says of a run that has ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import status, watch
+from launcher import watch
 from launcher.ticket import LocalTicket, write
 from retrieval_train.rundir import RunDir, write_json
+from tests.launcher.runs import make_run
 
 
 def test_lines_come_at_each_stage_and_each_tenth_of_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,59 +40,6 @@ def test_a_scheduler_that_is_silent_for_a_while_does_not_end_the_watching(
 
     assert watch.follow(run, Moody(1, 1, "", "")) == "done"
     assert capsys.readouterr().err == "train 1/2 steps\n"
-
-
-def make_run(root: Path, name: str, state: str, *, error: str = "") -> RunDir:
-    run = RunDir(root / name)
-    run.set_state(state)  # type: ignore[arg-type]
-    write_json(run.plan, {"job": "train"})
-    write_json(run.progress, {"stage": "train", "done": 3, "total": 10, "unit": "steps", "note": "[loss] 0.5"})
-    if error:
-        run.error.write_text(error)
-    return run
-
-
-def test_the_table_has_a_line_for_each_run_and_says_why_one_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_run(tmp_path, "a-12345678", "preempted")
-    make_run(tmp_path, "b-12345678", "failed", error="ValueError: no\n(rank 0; x)\n")
-    (tmp_path / "a").symlink_to("a-12345678")
-    (tmp_path / "not a run").mkdir()
-    assert status.main(["runs", "--runs-root", str(tmp_path)]) == 0
-    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header == ["run", "state", "step", "age", "note"]
-    assert rows == [
-        ["a-12345678", "preempted", "train", "3/10", "0", "s", "[loss]", "0.5"],
-        ["b-12345678", "failed", "train", "3/10", "0", "s", "ValueError:", "no"],
-    ]
-
-
-def test_logs_shows_a_rank_and_names_the_ranks_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path, "a-12345678", "failed")
-    run.logs.mkdir()
-    run.log(0).write_text("first\nsecond\n")
-    assert status.main(["logs", "a-12345678", "--runs-root", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "first\nsecond\n"
-    assert status.main(["logs", str(run.path), "--rank", "5"]) == 2
-    assert "has no log of rank 5 (failed); there are: 0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        (["logs", "a-1234567"], "a-1234567 is no run; did you mean a-12345678?"),
-        (["cancel", "a-12345678"], "a-12345678 is not active: done"),
-        (["runs", "--runs-root", "elsewhere"], "no runs in elsewhere"),
-    ],
-)
-def test_a_mistake_about_runs_is_told(
-    command: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_run(tmp_path / "runs", "a-12345678", "done")
-    monkeypatch.chdir(tmp_path)
-    assert status.main(command) == 2
-    assert words in capsys.readouterr().err
 
 
 def test_the_log_of_an_earlier_start_is_not_taken_for_this_ones(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_two_nodes_meet_through_gloo_and_run_the_code_of_the_run(repo: Repo) -> 
     ]
     assert {rank["sum"] for rank in told} == {3.0}
     assert {rank["MASTER_ADDR"] for rank in told} == {"n1"}
-    assert {rank["code"] for rank in told} == {str(run.code / "jobs/noop.py")}
+    assert {rank["code"] for rank in told} == {str((run.code / "jobs/noop.py").resolve())}
     assert {rank["cwd"] for rank in told} == {str(repo.path)}
     assert f"SLURM job {job_of(run)}" in ended.err
     assert "words on stdout" in (run.scheduler / f"{job_of(run)}_1_log.out").read_text()

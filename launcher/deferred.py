@@ -1,0 +1,155 @@
+"""A run whose config can only be made when others are done: an evaluation of an export that is not there yet.
+
+It is a job of SLURM that waits for the others. When its turn comes, its batch step completes the config, makes the run
+folder and goes on as for any other run, so the run has the name that it would have been given by hand.
+
+    <folder>/stage.json   config, or its file and overrides; plan, code
+    <folder>/run          a link to the run, once there is one
+    <folder>/error.txt    why there is none
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import job
+from launcher import executors, submission, tasks
+from launcher import folder as folders
+from launcher import ticket as tickets
+from launcher.launch import Launch
+from launcher.pipeline import fill
+from launcher.plan import Plan
+from launcher.snapshot import Code
+from launcher.ticket import SlurmTicket
+from retrieval_train import config as configs
+from retrieval_train.rundir import RunDir, read_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run to be; `folder` is its own."""
+
+    folder: Path
+    file: Path
+    """Its config."""
+    overrides: Sequence[str]
+    """`key=value`s."""
+    needs: Mapping[str, Path]
+    """Name -> the stage's folder, or the run's, that it waits for."""
+    plan: Plan
+    """With the resources; which run it is will be known later."""
+    command: str
+    belongs_to: Mapping[str, str]
+    values: Mapping[str, Any] | None = None
+    """The config as it was read at the submit, where {name} stands for the run that `needs` calls so; None: it is read
+    on the node."""
+    again: bool = False
+    """A run that is there already is moved aside."""
+    refresh_code: bool = False
+
+
+def write(stage: Stage, code: Code, *, after: str) -> None:
+    """So that `begin` finds it on the node."""
+    about = {"schema": 1, "file": str(stage.file.absolute()), "overrides": list(stage.overrides)}
+    about |= {"after": after, "values": stage.values, "again": stage.again, "refresh_code": stage.refresh_code}
+    about |= {"needs": {name: str(path) for name, path in stage.needs.items()}, "plan": stage.plan.as_dict()}
+    about |= {"command": stage.command, "cwd": str(Path.cwd()), "belongs_to": dict(stage.belongs_to)}
+    for stale in ("run", "error.txt", "ticket.json"):
+        (stage.folder / stale).unlink(missing_ok=True)
+    about |= {"code": str(code.folder), "provenance": code.provenance}
+    write_json(stage.folder / "stage.json", about)
+
+
+def submit(
+    stages: Sequence[Stage], code: Code, *, runs_root: Path, name: str, after: str, parallel: int = 256
+) -> list[SlurmTicket]:
+    """Into the queue as one job, an array where there are several; `after` as sbatch's --dependency has it."""
+    here = submission.array_folder(runs_root, name)
+    tasks.write(here, [stage.folder for stage in stages])
+    for stage in stages:
+        write(stage, code, after=after)
+    launches = [Launch("", "")] * len(stages)
+    found = executors.submit_array(
+        stages[0].plan, launches, code=code.folder, folder=here, name=name, parallel=parallel, after=after
+    )
+    for stage, ticket in zip(stages, found, strict=True):
+        write_json(stage.folder / "ticket.json", asdict(ticket))
+    return found
+
+
+def ticket_of(folder: Path) -> SlurmTicket | None:
+    """The job that the stage waits in, or ran in."""
+    try:
+        return SlurmTicket(**read_json(folder / "ticket.json"))
+    except FileNotFoundError:
+        return None
+
+
+def after(folder: Path) -> list[str]:
+    """The jobs behind which the stage was put into the queue."""
+    return str(read_json(folder / "stage.json")["after"]).split(":")[1:]
+
+
+def begin(folder: Path, job_id: str) -> RunDir:
+    """The run, ready to start; or done already. Raises ValueError, which it also writes down in the folder."""
+    about = read_json(folder / "stage.json")
+    os.chdir(about["cwd"])
+    try:
+        config = job.check(_values(about), where=about["file"])
+        run = RunDir(Path.cwd() / job.run_folder(config).path)
+        with folders.only_one_submits(run.path.parent):
+            ticket = folders.active_ticket(run)
+            if ticket is not None and ticket != SlurmTicket(job_id):
+                raise ValueError(f"{run.path} is active already ({ticket.in_words()}); submit again when it has ended")
+            if ticket is None and about["again"] and run.state and tickets.read(run) != SlurmTicket(job_id):
+                folders.move_aside(run)
+            if run.state != "done" and ticket is None:
+                folders.prepare(
+                    run,
+                    config,
+                    Plan.from_dict(about["plan"] | {"run_dir": str(run.path), "job": config.job}),
+                    command=about["command"],
+                    refresh_code=about["refresh_code"],
+                    code=Code(Path(about["code"]), about["provenance"]),
+                    belongs_to=about["belongs_to"],
+                )
+                run.set_state("queued")
+                tickets.write(run, SlurmTicket(job_id))
+            folders.point(folders.link_of(config), run)
+        _link(folder / "run", run.path)
+        (folder / "error.txt").unlink(missing_ok=True)
+    except ValueError as error:
+        write_text(folder / "error.txt", f"{error}\n")
+        raise
+    return run
+
+
+def _values(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, the runs' folders filled in."""
+    if about["values"] is None:
+        return configs.read(Path(about["file"]), overrides=about["overrides"])
+    filled = fill(about["values"], {name: _run_or(Path(path)) for name, path in about["needs"].items()})
+    assert isinstance(filled, dict)
+    return filled
+
+
+def _run_or(folder: Path) -> Path:
+    """The run of a stage's folder; or the folder, which is a run's itself."""
+    run = run_of(folder)
+    return folder if run is None else run.path
+
+
+def run_of(folder: Path) -> RunDir | None:
+    """The stage's run, if it has begun."""
+    link = folder / "run"
+    return RunDir(link.resolve()) if link.is_symlink() else None
+
+
+def _link(link: Path, target: Path) -> None:
+    aside = link.with_name(f".{link.name}.{os.getpid()}")
+    aside.symlink_to(target)
+    aside.replace(link)

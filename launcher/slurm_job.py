@@ -1,0 +1,82 @@
+"""What a job of SLURM asks about itself, and what it may change, from its own batch step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Sequence
+
+from launcher.cluster import NoAnswer, ask, job_state
+
+_GONE = {"DOWN", "FAIL", "NO_RESPOND", "POWERED_DOWN", "NOT_RESPONDING", "UNKNOWN"}
+
+
+def my_nodes() -> tuple[str, ...]:
+    """The nodes of this job."""
+    return names(os.environ["SLURM_JOB_NODELIST"])
+
+
+def names(node_list: str) -> tuple[str, ...]:
+    """n[1-3,7] as SLURM writes it -> the names. Raises NoAnswer."""
+    return tuple(ask(["scontrol", "show", "hostnames", node_list]).split())
+
+
+def seconds_left(job_id: str) -> float | None:
+    """Until the job's time limit; None where it has none, or SLURM does not say."""
+    try:
+        text = ask(["squeue", "-h", "-j", job_id, "-o", "%L"]).strip()
+    except NoAnswer:
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:  # UNLIMITED, NOT_SET, INVALID
+        return 0.0 if text == "INVALID" else None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def how_the_last_start_ended(job_id: str, nodes: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """(SLURM's word for the end of the start before this one, the nodes of it that are not there any more).
+
+    The word is empty where there is no accounting.
+    """
+    state = ""
+    with contextlib.suppress(NoAnswer):  # -D: all starts of the job, the present one last
+        lines = ask(["sacct", "-X", "-D", "-n", "-P", "-j", job_id, "-o", "State"]).splitlines()
+        ended = [line.split()[0] for line in lines if line.strip() and line.split()[0] not in ("RUNNING", "PENDING")]
+        state = ended[-1] if ended else ""
+    lost: list[str] = []
+    with contextlib.suppress(NoAnswer):
+        for line in ask(["scontrol", "-o", "show", "node", ",".join(nodes)]).splitlines():
+            about = dict(word.partition("=")[::2] for word in line.split())
+            if _GONE & set(re.split(r"[+*]+", about.get("State", ""))) or about.get("State", "").endswith("*"):
+                lost.append(about["NodeName"])
+    return state, tuple(lost)
+
+
+def end_steps(job_id: str, name: str) -> None:
+    """End the steps of that name: SLURM keeps the ranks of an srun that was killed running."""
+    with contextlib.suppress(NoAnswer):
+        lines = ask(["squeue", "-h", "-s", "-j", job_id, "-o", "%i %j"]).splitlines()
+        if left := [step for step, _, its_name in (line.strip().partition(" ") for line in lines) if its_name == name]:
+            ask(["scancel", *left])
+
+
+def requeue(job_id: str) -> None:
+    """Put the running job back into the queue. Raises NoAnswer with SLURM's words."""
+    state = job_state(job_id)
+    if state is None or state[0] != "RUNNING":  # cancelled or out of time: not to be brought back to life
+        raise NoAnswer(f"it is {state[0] if state else 'gone'}")
+    ask(["scontrol", "requeue", job_id], timeout_s=60)
+
+
+def leave_out(job_id: str, nodes: Sequence[str], *, timeout_s: float) -> bool:
+    """Have SLURM choose other nodes. Only for a job that waits: a moment after its requeue, while its processes are ended."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        with contextlib.suppress(NoAnswer):
+            ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(nodes)}"])
+            return True
+        time.sleep(0.2)
+    return False

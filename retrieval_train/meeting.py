@@ -1,0 +1,140 @@
+"""All ranks tell each other something through rank 0's key-value store, before there is a group: who does not is named.
+
+A collective in which one rank is missing hangs in all others, and says nothing of whose fault it is. This one waits in
+one place, rank 0, for a given time. Legend: W ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
+
+LONGER = 1.25  # times rank 0's limit, for those who wait for its answer: it knows more, and is to speak first
+
+
+class BadNode(Exception):
+    """A machine is at fault, not the run: `nodes` by name, empty where it is not known which."""
+
+    failure: ClassVar[str] = "bad_node"
+
+    def __init__(self, words: str, *, nodes: Iterable[str] = ()) -> None:
+        super().__init__(words)
+        self.nodes = tuple(dict.fromkeys(nodes))
+
+
+class Store(Protocol):
+    """What is used of torch.distributed's stores; they raise RuntimeError when time is up or rank 0 is gone."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
+    def wait(self, keys: list[str], timeout: datetime.timedelta, /) -> None: ...
+
+
+class Meeting:
+    """The ranks of a start. Its methods are collective."""
+
+    def __init__(self, store: Store, rank: int, size: int, *, limit_s: float, names: Sequence[str] = ()) -> None:
+        """Wait for all ranks. `names` are the nodes', in the order of their ranks, where somebody knows them.
+
+        Raises BadNode that names those that did not come within `limit_s`.
+        """
+        self._store, self.rank, self.size = store, rank, size
+        planned = _planned(names, size)
+        first = planned[0] or "rank 0's node"
+        came = self._ask("hello", planned[rank] or socket.gethostname(), limit_s=limit_s, first=first)
+        self.began = time.time()
+        """By this node's clock; all nodes' at the same moment, to some milliseconds."""
+        self.nodes = [name or planned[rank] or "" for rank, name in enumerate(came)]
+        """The name of each rank's machine."""
+        missing_R = [rank for rank, name in enumerate(came) if name is None]
+        if missing_R:
+            here = dict.fromkeys(name for name in came if name)
+            raise BadNode(
+                f"{len(missing_R)} of {size} ranks did not come within {limit_s / 60:g} min: {self.where(missing_R)}; "
+                f"those on {_some(here)} did. The node may be down, or its file system or setup lines slow: look at "
+                "what the scheduler and the logs of these ranks say (run.join_minutes is how long they are waited for)",
+                nodes=(self.nodes[rank] for rank in missing_R if self.nodes[rank]),
+            )
+
+    @property
+    def node(self) -> str:
+        """This rank's."""
+        return self.nodes[self.rank]
+
+    def where(self, ranks: Iterable[int]) -> str:
+        """These ranks in words: `ranks 4-7 on node2, rank 9 on node3`."""
+        of_node: dict[str, list[int]] = {}
+        for rank in ranks:
+            of_node.setdefault(self.nodes[rank], []).append(rank)
+        return _some([_ranks(mine) + (f" on {node}" if node else "") for node, mine in of_node.items()])
+
+    def every(self, about: str, value: Any, *, limit_s: float) -> list[Any]:
+        """Each rank's value (anything of JSON) in rank order. `about` is used once.
+
+        Raises BadNode that names the ranks that said nothing within `limit_s`.
+        """
+        told_W = self._ask(about, value, limit_s=limit_s, first=self.nodes[0])
+        silent_R = [rank for rank, told in enumerate(told_W) if told is None]
+        if silent_R:
+            raise BadNode(
+                f"{self.where(silent_R)} came, and then said nothing of '{about}' for {limit_s:g} s: the process hangs "
+                "or has died; its log says how far it got",
+                nodes=(self.nodes[rank] for rank in silent_R),
+            )
+        return told_W
+
+    def _ask(self, about: str, value: Any, *, limit_s: float, first: str) -> list[Any | None]:
+        """Each rank's value; None where none came within the limit, counted from when rank 0 asks."""
+        assert value is not None, "None is for those that say nothing"
+        keys_W = [f"{about}/{rank}" for rank in range(self.size)]
+        answer = f"{about}/all"
+        try:
+            self._store.set(keys_W[self.rank], json.dumps(value))
+            if self.rank == 0:
+                self._store.set(answer, json.dumps(self._gathered(keys_W, limit_s)))
+            else:
+                self._store.wait([answer], datetime.timedelta(seconds=LONGER * limit_s))
+            told_W: list[Any | None] = json.loads(self._store.get(answer))
+        except RuntimeError as error:
+            # where rank 0 failed, it has told why before it left
+            words = f"rank {self.rank} waits in vain for rank 0 on {first} to answer ('{about}'): {first_line(error)}"
+            raise BadNode(words, nodes=(first,)) from error
+        return told_W
+
+    def _gathered(self, keys: list[str], limit_s: float) -> list[Any | None]:
+        with contextlib.suppress(RuntimeError):  # who is missing is seen below
+            self._store.wait(keys, datetime.timedelta(seconds=limit_s))
+        return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+
+
+def first_line(error: BaseException) -> str:
+    """What torch says, without the stack of its C++ half."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _planned(names: Sequence[str], size: int) -> list[str | None]:
+    """Each rank's node: as many ranks on each, one node after the other. None where that does not go up."""
+    if not names or size % len(names):
+        return [None] * size
+    return [names[rank * len(names) // size] for rank in range(size)]
+
+
+def _ranks(ranks: list[int]) -> str:
+    """`rank 3`, `ranks 4-7`, `ranks 1, 3, 6`."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]}-{ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks))}"
+
+
+def _some(words: Iterable[str], *, most: int = 8) -> str:
+    """A list that stays readable on a thousand nodes."""
+    every = list(words)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
