@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import job
-from launcher import executors, submission, tasks
+from jobs.job import JobConfig
+from launcher import executors, search_task, submission, tasks
 from launcher import folder as folders
 from launcher import ticket as tickets
 from launcher.launch import Launch
@@ -50,12 +51,15 @@ class Stage:
     again: bool = False
     """A run that is there already is moved aside."""
     refresh_code: bool = False
+    trial: Mapping[str, Any] | None = None
+    """Of a search: which one it is; `file` and `overrides` are then the sweep's."""
 
 
 def write(stage: Stage, code: Code, *, after: str) -> None:
     """So that `begin` finds it on the node."""
     about = {"schema": 1, "file": str(stage.file.absolute()), "overrides": list(stage.overrides)}
     about |= {"after": after, "values": stage.values, "again": stage.again, "refresh_code": stage.refresh_code}
+    about |= {"trial": stage.trial}
     about |= {"needs": {name: str(path) for name, path in stage.needs.items()}, "plan": stage.plan.as_dict()}
     about |= {"command": stage.command, "cwd": str(Path.cwd()), "belongs_to": dict(stage.belongs_to)}
     for stale in ("run", "error.txt", "ticket.json"):
@@ -99,7 +103,7 @@ def begin(folder: Path, job_id: str) -> RunDir:
     about = read_json(folder / "stage.json")
     os.chdir(about["cwd"])
     try:
-        config = job.check(_values(about), where=about["file"])
+        config = _config(folder, about)
         run = RunDir(Path.cwd() / job.run_folder(config).path)
         with folders.only_one_submits(run.path.parent):
             ticket = folders.active_ticket(run)
@@ -126,6 +130,20 @@ def begin(folder: Path, job_id: str) -> RunDir:
         write_text(folder / "error.txt", f"{error}\n")
         raise
     return run
+
+
+def end(folder: Path, run: RunDir) -> None:
+    """What a search asks after; called when the run has ended on the node."""
+    if (about := read_json(folder / "stage.json"))["trial"] is not None:
+        search_task.end(folder, about, run)
+
+
+def _config(folder: Path, about: Mapping[str, Any]) -> JobConfig:
+    if about["trial"] is None:
+        return job.check(_values(about), where=about["file"])
+    if (begun := run_of(folder)) is not None and begun.state is not None:  # it is queued again
+        return job.load(begun)
+    return search_task.config(folder, about)
 
 
 def _values(about: Mapping[str, Any]) -> dict[str, Any]:

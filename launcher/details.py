@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jobs import job
-from launcher import activity, attempts, clean, lookup, runs_table, watch
+from launcher import activity, attempts, clean, lookup, runs_table, tracked, watch
 from launcher.attempts import Attempt
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
@@ -126,23 +124,8 @@ def _start(start: Attempt, *, is_active: bool) -> Iterator[str]:
 
 
 def _links(run: RunDir) -> list[str]:
-    lines = [line.strip() for line in watch.results(run).splitlines() if line.strip()]
-    if run.tracker_id.is_file():
-        lines.append(f"W&B      run {run.tracker_id.read_text().strip()}{_address(run)}")
-    folders = sorted(path for path in (run.path / "wandb").glob("offline-run-*") if path.is_dir())
-    if folders:
-        # one a start; W&B makes one run of those that have the same id
-        lines.append(f"upload   {shlex.join(['wandb', 'sync', *map(watch.shown, folders)])}")
-    return lines
-
-
-def _address(run: RunDir) -> str:
-    """The log has it, of a run that was online."""
-    log = run.log(0)
-    if not log.is_file():
-        return ""
-    found = re.findall(r"W&B run \S+ \((https?://\S+)\)", log.read_text(encoding="utf-8", errors="replace"))
-    return f"  {found[-1]}" if found else ""
+    results = [line.strip() for line in watch.results(run).splitlines() if line.strip()]
+    return [*results, *tracked.lines(run)]
 
 
 def _checkpoints(run: RunDir) -> list[str]:

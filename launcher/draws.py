@@ -69,7 +69,13 @@ class Draw(Section):
             assert isinstance(self.log, tuple), "the validator sees to it"
             least, most = self.log
             number = _log_between(least, most, share)
-        return min(max(float(f"{number:.{_DIGITS}g}"), least), most)
+        return self.rounded(number)
+
+    def rounded(self, number: float) -> float:
+        """To as many digits as a name shows, within the range."""
+        ends = self.uniform or self.log
+        assert isinstance(ends, tuple), "only of a range of numbers"
+        return min(max(float(f"{number:.{_DIGITS}g}"), ends[0]), ends[1])
 
 
 class Random(Section):

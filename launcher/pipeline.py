@@ -152,9 +152,8 @@ def _given(overrides: Sequence[str], stages: Sequence[str]) -> _Given:
             if not _NAME.fullmatch(text):
                 problems.append((item, "is no name: at most 80 letters, digits, '.', '_' and '-'"))
         elif stage not in stages or not inner:
-            problems.append(
-                (item, f"begins with no stage{_meant(stage, stages)}; as {(stages or ['train'])[0]}.seed=1")
-            )
+            instead = f"as {[*stages, 'train'][0]}.{key}=..."
+            problems.append((item, f"begins with no stage{_meant(stage, stages)}; {instead}"))
         elif inner.startswith("resources."):
             given.resources[stage][inner.removeprefix("resources.")] = yaml_reader.value(text, item)
         else:  # {train}/export begins a mapping for YAML

@@ -14,17 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher import deferred, executors, folder, pipeline_stages, snapshot, submission, watch
-from launcher import options as options_of
-from launcher import plan as plans
-from launcher.pipeline import Pipeline, Problems, Step
+from jobs.job import JobConfig
+from jobs.training import origin
+from launcher import deferred, executors, folder, pipeline_places, pipeline_stages, snapshot, submission, watch
+from launcher.pipeline import Pipeline, Step
+from launcher.pipeline_places import Where
 from launcher.pipeline_stages import Stage
-from launcher.place import Place, find_place
 from launcher.plan import Plan, describe
 from launcher.snapshot import Code
-from launcher.submission import Ending, Started
+from launcher.submission import Ending, Ready, Started
 from launcher.ticket import SlurmTicket
-from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir
 
 _ASK_S = 10.0
@@ -33,9 +32,9 @@ _ASK_S = 10.0
 def submit(options: argparse.Namespace, found: Pipeline, *, command: str) -> int:
     """The whole pipeline; its exit code. Raises ValueError before anything is started."""
     stages = pipeline_stages.look(found, again=options.again)
-    wheres = _wheres(options, found)
-    _refuse_options(options, wheres)
-    planned = _plans(found, stages, wheres)
+    wheres = pipeline_places.of_all(options, found)
+    pipeline_places.refuse_options(options, wheres)
+    planned = pipeline_places.plans_of(found, stages, wheres)
     if options.dry_run:
         return _print_stages(stages, planned)
     code = snapshot.keep(pipeline_stages.runs_root(stages[0].values))
@@ -43,64 +42,6 @@ def submit(options: argparse.Namespace, found: Pipeline, *, command: str) -> int
     if next(iter(wheres.values())).place.cluster.scheduler == "slurm":
         return runs.side_by_side(stages, wait=bool(options.wait))
     return runs.one_after_the_other(stages)
-
-
-@dataclass(frozen=True)
-class _Where:
-    """The options of one stage, and the place that they mean."""
-
-    options: argparse.Namespace
-    place: Place
-
-
-def _wheres(options: argparse.Namespace, found: Pipeline) -> dict[str, _Where]:
-    places: dict[str | None, Place] = {}
-    wheres = {}
-    for step in found.steps:
-        mine = argparse.Namespace(**{**vars(options), **step.resources.given()})
-        if mine.partition not in places:
-            places[mine.partition] = find_place(mine)
-        wheres[step.name] = _Where(mine, places[mine.partition])
-    return wheres
-
-
-def _refuse_options(options: argparse.Namespace, wheres: Mapping[str, _Where]) -> None:
-    problems = []
-    scheduler = next(iter(wheres.values())).place.cluster.scheduler
-    if options.print_command:
-        problems.append(("--print-command", "prints one run; give the config of one stage"))
-    elif options.parallel is not None:
-        problems.append(
-            ("--parallel", "is for the points of a sweep; stages run as soon as those that they need are done")
-        )
-    elif options.wait is False and scheduler != "slurm":
-        instead = "leave it open (in tmux, say), or start it as `nohup python launcher/submit.py ... &`"
-        problems.append(("--detach", f"this command itself starts one stage after the other; {instead}"))
-    if problems:
-        raise ConfigError("command line", problems)
-
-
-def _plans(found: Pipeline, stages: Sequence[Stage], wheres: Mapping[str, _Where]) -> dict[str, Plan]:
-    """What each stage takes. Raises ConfigError with everything that does not fit."""
-    made: dict[str, Plan] = {}
-    problems: Problems = []
-    for stage in stages:
-        where, name = wheres[stage.step.name], stage.step.name
-        run = stage.values.get("run") or {}
-        try:
-            made[name] = plans.make(
-                options_of.request(where.options),
-                where.place.cluster,
-                where.place.there,
-                job=stage.values["job"],
-                device=run.get("device", "auto"),
-                run_dir=stage.run.path if stage.run else pipeline_stages.runs_root(stage.values) / run["name"],
-            )
-        except ConfigError as error:
-            problems += [(f"{name}: {key}", text) for key, text in error.problems]
-    if problems:
-        raise ConfigError(found.where, problems)
-    return made
 
 
 def _print_stages(stages: Sequence[Stage], planned: Mapping[str, Plan]) -> int:
@@ -120,7 +61,7 @@ class _Runs:
     """What all stages of one command share, and what became of them."""
 
     pipeline: Pipeline
-    wheres: Mapping[str, _Where]
+    wheres: Mapping[str, Where]
     planned: Mapping[str, Plan]
     command: str
     code: Code
@@ -155,28 +96,25 @@ class _Runs:
     def _to_its_end(self, stage: Stage, done: Mapping[str, Path]) -> tuple[Ending, RunDir | None]:
         try:
             config = pipeline_stages.complete(stage.step, stage.values, done)
-            one = submission.ready(self.wheres[stage.step.name].options, self.wheres[stage.step.name].place, config)
-            started = self._start(stage, one)
+            one, started = self._start(stage, config)
         except (ValueError, OSError) as error:
             self._fail(stage.step, error)
             return Ending(1), None
         if started.ticket is None:
             submission.say_done(one.run)
             return Ending(0), one.run
-        where = self.wheres[stage.step.name]
-        ending = submission.follow(where.options, one.run, started.ticket, is_ours=started.is_ours)
+        options = self.wheres[stage.step.name].options
+        ending = submission.follow(options, one.run, started.ticket, is_ours=started.is_ours)
         if ending.code:
             self.failed.append(stage.step.name)
         return ending, one.run
 
-    def _start(self, stage: Stage, one: submission.Ready) -> Started:
-        return submission.start(
-            self.wheres[stage.step.name].options,
-            one,
-            command=self.command,
-            code=self.code,
-            belongs_to=self._belongs_to(stage),
-        )
+    def _start(self, stage: Stage, config: JobConfig) -> tuple[Ready, Started]:
+        if changes := origin.told(config):
+            print(changes, file=sys.stderr)
+        where, belongs_to = self.wheres[stage.step.name], self._belongs_to(stage)
+        one = submission.ready(where.options, where.place, config)
+        return one, submission.start(where.options, one, command=self.command, code=self.code, belongs_to=belongs_to)
 
     # --- on SLURM
 
@@ -207,9 +145,7 @@ class _Runs:
                 return ticket
             if stage.config is None:
                 return self._defer(stage, before)
-        where = self.wheres[stage.step.name]
-        one = submission.ready(where.options, where.place, stage.config)
-        started = self._start(stage, one)
+        one, started = self._start(stage, stage.config)
         if started.ticket is not None and not isinstance(started.ticket, SlurmTicket):
             raise ValueError(f"{watch.shown(one.run.path)} runs on this machine; submit again when it has ended")
         return started.ticket

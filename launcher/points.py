@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jobs import job
 from jobs.job import JobConfig
 from jobs.training.halving import Rungs
-from launcher import additions, sweep
+from launcher import additions, sweep, yaml_reader
+from launcher.search import Search, Study
 from launcher.sweep import Point
 from launcher.sweep_file import Config as SweepFile
 from retrieval_train import config as configs
@@ -47,6 +46,22 @@ class Sweep:
     drawn: frozenset[str] = frozenset()
     """Keys whose values are drawn from a range."""
     halving: Rungs | None = None
+    search: Search | None = None
+    """With it, `points` are those by which it is checked."""
+    run: str | None = None
+    """As the file has it."""
+
+    def trial(self, number: int, values: Mapping[str, Any]) -> Point:
+        return sweep.trial_point(self.run, self.name, number, values)
+
+    @cached_property
+    def study(self) -> Study:
+        """The search's trials. A base that was changed begins another study."""
+        assert self.search is not None, "only where the sweep has a `search`"
+        values = configs.read(self.base, overrides=[*self.points[0].assignments(), *self.overrides])
+        about = {**values, "search": self.search.model_dump(mode="json", exclude={"count"})}
+        digest = additions.meeting_place(about, self.search.draws, name=self.name).name[-8:]
+        return Study(Path.cwd() / values.get("runs_root", "runs") / ".stages" / self.name, digest, self.search)
 
     def config(self, point: Point) -> JobConfig:
         """The point's config, checked. Raises ConfigError."""
@@ -129,7 +144,7 @@ def find(file: str, overrides: Sequence[str], *, is_named: bool) -> Sweep | None
         plain = configs.read(path, overrides=rest).get("run")
         prefix = str(plain.get("name", path.stem)) if isinstance(plain, Mapping) else path.stem
     found = sweep.points(values, where=file, prefix=prefix, given=given)
-    draws = checked.random.draws if checked.random else {}
+    draws = {key: draw for axis in (checked.random, checked.search) if axis for key, draw in axis.draws.items()}
     if theirs and checked.then is None:
         raise ConfigError("command line", [(_THEN + theirs[0], "the sweep has no `then`: there are no evaluations")])
     return Sweep(
@@ -143,6 +158,8 @@ def find(file: str, overrides: Sequence[str], *, is_named: bool) -> Sweep | None
         name=prefix,
         drawn=frozenset(key for key, draw in draws.items() if draw.is_number),
         halving=checked.halving,
+        search=checked.search,
+        run=checked.run,
     )
 
 
@@ -170,7 +187,9 @@ def _says_sweep(path: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return (
-        re.search(r"^(job\s*:\s*['\"]?sweep\b|(grid|zip|points|random|folds|seeds)\s*:)", text, flags=re.MULTILINE)
+        re.search(
+            r"^(job\s*:\s*['\"]?sweep\b|(grid|zip|points|random|search|folds|seeds)\s*:)", text, flags=re.MULTILINE
+        )
         is not None
     )
 
@@ -226,7 +245,7 @@ def _given(file: SweepFile, overrides: Sequence[str]) -> tuple[dict[str, list[An
             elif any(not text.strip() for text in texts):
                 problems.append((item, "has an empty value; quote a text with commas: key='\"a, b\"'"))
             else:
-                given[key] = [_value(text, item) for text in texts]
+                given[key] = [yaml_reader.value(text, item) for text in texts]
         elif whole:
             problems.append((item, f"would undo what varies: {', '.join(whole)}"))
         else:
@@ -236,47 +255,17 @@ def _given(file: SweepFile, overrides: Sequence[str]) -> tuple[dict[str, list[An
     return given, rest
 
 
-# --- YAML
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as OmegaConf does, and refuses a key that is there twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        configs.read(path)  # says which file was meant
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        hint = "; quote it: run: '{...}'" if isinstance(error, yaml.YAMLError) and "\nrun: {" in f"\n{text}" else ""
-        words = " ".join(str(error).split())
-        raise ConfigError(str(path), [("config", f"not readable as YAML: {words}{hint}")]) from error
-    if not isinstance(values, dict):
-        raise ConfigError(str(path), [("config", "holds no mapping of keys to values")])
+        values = yaml_reader.read_mapping(path)
+    except ConfigError as error:
+        if not path.is_file() or b"\nrun: {" not in b"\n" + path.read_bytes():
+            raise
+        hint = [(key, f"{text}; quote it: run: '{{...}}'") for key, text in error.problems]
+        raise ConfigError(str(path), hint) from error
     if values.get("job", "sweep") != "sweep":
         problem = (
             f"{values['job']!r}: this is no sweep; a sweep's file has base and what varies, as grid: {{seed: [0, 1]}}"
         )
         raise ConfigError(str(path), [("job", problem)])
-    return {str(key): value for key, value in values.items()}
-
-
-def _value(text: str, item: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError("command line", [(item, f"{text!r} is not readable as YAML")]) from error
+    return values

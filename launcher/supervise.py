@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -74,6 +74,7 @@ class Supervisor:
         self._budgets = check(Requeue, plan.get("requeue", {}), where=str(run.plan))
         self._signal_delay_s = float(plan["signal_delay_s"])
         self._counts_steps = plan["job"] == "train"
+        self._sbatch: Mapping[str, object] = plan.get("sbatch", {})
         self._srun: subprocess.Popen[str] | None = None
         self._terminated = False
 
@@ -103,7 +104,7 @@ class Supervisor:
             log.info("ended by SLURM: cancelled, or a node is lost; who comes next will know")
             return 1
         ended = self._ended(attempt, death)
-        ended = attempts.decide(history, ended, self._budgets) if self._in_queue else ended
+        ended = attempts.decide(self._of_this_submit(history), ended, self._budgets) if self._in_queue else ended
         attempts.write(self._run, ended)
         self._remember(ended)
         log.info("start %d ended: %s%s", number, ended.kind, f": {ended.words}" if ended.words else "")
@@ -180,6 +181,8 @@ class Supervisor:
         if not known or known[-1].kind is not None:
             return None
         *history, last = known
+        if not self._in_queue:
+            slurm_job.end_steps(self._job_id, self._run.path.name)
         state, lost = slurm_job.how_the_last_start_ended(last.job_id, last.nodes)
         kind = _WORDS.get(state, "node_failure" if lost else "preempted")
         lost = lost if kind == "node_failure" else ()
@@ -188,7 +191,7 @@ class Supervisor:
         )
         step = attempts.step_of(self._run) if self._counts_steps else None
         ended = replace(last, ended=time.time(), step=step, kind=kind, words=words, at_fault=lost)
-        is_mine = last.job_id == self._job_id  # else somebody has submitted the run again since
+        is_mine = self._in_queue and last.job_id == self._job_id  # else somebody has submitted the run again since
         ended = attempts.decide(self._of_this_submit(history), ended, self._budgets) if is_mine else ended
         attempts.write(self._run, ended)
         self._remember(ended)
@@ -205,6 +208,9 @@ class Supervisor:
             bad_nodes.note(self._run.path.parent, ended.at_fault, incident)
 
     def _to_leave_out(self) -> tuple[str, ...]:
+        """None where the user named the nodes: SLURM takes no others."""
+        if "nodelist" in self._sbatch:
+            return ()
         certain = [node for a in attempts.read(self._run) if a.kind == "bad_node" for node in a.at_fault]
         return tuple(sorted({*bad_nodes.to_leave_out(self._run.path.parent), *certain}))
 
@@ -219,9 +225,11 @@ class Supervisor:
         except NoAnswer as error:
             words = f"SLURM job {self._job_id} is not queued again: {error}"
             return self._give_up(replace(ended, words=f"{ended.words}; {words}", queued_again=False) if ended else None)
+        log.info("queued again")
         if leave_out := self._to_leave_out():
-            slurm_job.leave_out(self._job_id, leave_out, timeout_s=_EXCLUDE_S)
-        log.info("queued again%s", f", without {', '.join(leave_out)}" if leave_out else "")
+            unwanted = [str(self._sbatch["exclude"])] if "exclude" in self._sbatch else []
+            is_told = slurm_job.leave_out(self._job_id, (*unwanted, *leave_out), timeout_s=_EXCLUDE_S)
+            log.info("%s %s", "without" if is_told else "SLURM does not leave out", ", ".join(leave_out))
         time.sleep(_REQUEUED_S)
         raise SystemExit(f"not ended within {_REQUEUED_S:g} s of the requeue")
 
@@ -269,7 +277,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     supervisor = Supervisor(run, os.environ["SLURM_JOB_ID"], in_queue=not options.allocation)
     os.environ |= {"SUBMITIT_EXECUTOR": "slurm", "LAUNCHER_RUN": str(run.path)}
-    return supervisor.start(srun_command(run, options.srun, options.command))
+    code = supervisor.start(srun_command(run, options.srun, options.command))
+    tasks.ended(options.folder, run)
+    return code
 
 
 if __name__ == "__main__":

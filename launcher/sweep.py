@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.sweep_file import FOLD, POINT, RANDOM, SEED, Config, Given, Problems, problems
+from launcher.sweep_file import FOLD, NUMBERS, POINT, RANDOM, SEED, TRIAL, Config, Given, Problems, problems
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 
@@ -50,7 +50,7 @@ class Point:
         return " ".join(
             in_a_name(value) if key == POINT else f"{key}={in_a_name(value)}"
             for key, value in self.values.items()
-            if key not in (*REPLICAS, RANDOM)
+            if key not in (*REPLICAS, *NUMBERS)
         )
 
 
@@ -58,7 +58,7 @@ def points(values: Mapping[str, Any], *, where: str, prefix: str, given: Given |
     """The points in order, the last key of `grid` and then the seeds fastest. Raises ConfigError with every mistake.
 
     `prefix` begins the names where the file has no `run`. `given` are axes of the command line: in the place of those
-    of `grid` with the same key, or more of them.
+    of `grid` with the same key, or more of them. Of a search they are those by which it can be checked.
     """
     config, given = configs.check(Config, values, where=where), given or {}
     if found := problems(config, given):
@@ -88,6 +88,8 @@ def _axes(config: Config, given: Given) -> Iterator[list[_Choice]]:
         yield [_Choice({POINT: name}, overrides) for name, overrides in config.points.items()]
     if config.random:
         yield [_Choice({RANDOM: number, **row}, row) for number, row in config.random.rows()]
+    if config.search:
+        yield [_trial(number, row) for number, row in config.search.corners()]
     if config.zip:
         rows = [dict(zip(config.zip, row, strict=True)) for row in zip(*config.zip.values(), strict=True)]
         yield [_Choice(row, row) for row in rows]
@@ -102,6 +104,15 @@ def _axes(config: Config, given: Given) -> Iterator[list[_Choice]]:
         yield [_Choice({key: value}, {key: value}) for value in values]
 
 
+def trial_point(run: str | None, prefix: str, number: int, values: Mapping[str, Any]) -> Point:
+    """The point of a trial of a search; `run` is the file's."""
+    return _point(run, prefix, [_trial(number, values)])
+
+
+def _trial(number: int, values: Mapping[str, Any]) -> _Choice:
+    return _Choice({TRIAL: number, **values}, values)
+
+
 # --- names
 
 
@@ -110,7 +121,7 @@ def _point(pattern: str | None, prefix: str, chosen: Sequence[_Choice]) -> Point
     overrides = {key: value for choice in chosen for key, value in choice.overrides.items()}
     sets = {key: value for choice in chosen for key, value in choice.sets.items()}
     if pattern is None:
-        told = {key: value for key, value in values.items() if key != RANDOM}  # its values say it
+        told = {key: value for key, value in values.items() if key not in NUMBERS}
         parts = [in_a_name(v) if key == POINT else key.rpartition(".")[2] + in_a_name(v) for key, v in told.items()]
         name = "-".join([prefix, *parts])
     else:

@@ -4,6 +4,7 @@
     run: margin-{point}-m{head.margin}-s{seed}     # the points' run.name; left out: made of all that varies
     points: {arcface: {head: {name: arcface}}, plain: {head: {name: normface}}}      # named overrides, each one a point
     random: {count: 20, draws: {optimizer.lr: {log: [1e-4, 1e-2]}}}                  # drawn values: 20 points
+    search: {count: 40, metric: dev/mMP@5, draws: {...}}                             # in the place of all other axes
     zip: {length.epochs: [3, 6], data.batch: [64, 128]}                              # walks in step: two points
     grid: {head.margin: [0.2, 0.3]}                # every value with every other
     folds: {photos: [photos-fold0, photos-fold1]}  # sets in the place of the base's
@@ -28,10 +29,13 @@ from pydantic import Field
 
 from jobs.training.halving import Rungs
 from launcher.draws import Random
+from launcher.search import Search
 from retrieval_train.config import FileName, Section
 
-POINT, RANDOM, FOLD, SEED = "point", "random", "fold", "seed"
-"""What `run` and `drop` may name beside keys: one of `points`, the number of a drawn point, that of a fold."""
+POINT, RANDOM, TRIAL, FOLD, SEED = "point", "random", "trial", "fold", "seed"
+"""What `run` and `drop` may name beside keys: one of `points`, the number of a drawn point, of a trial, that of a fold."""
+NUMBERS = (RANDOM, TRIAL)
+"""Of points whose values say more."""
 _OURS = {"run": "`run` names the points", "run.name": "`run` names the points", "job": "all points are of one job"}
 
 Given = Mapping[str, Sequence[Any]]
@@ -52,6 +56,8 @@ class Config(Section):
     """Name -> overrides."""
     random: Random | None = None
     """Values that are drawn."""
+    search: Search | None = None
+    """Values that follow from how other points did, in the place of every other axis."""
     zip: dict[str, list[Any]] = Field(default={})
     """Key -> values, all of one length: the first of each, the second of each, ..."""
     grid: dict[str, list[Any]] = Field(default={})
@@ -85,6 +91,7 @@ class Config(Section):
     def _axes(self) -> Iterator[tuple[str, Any]]:
         yield "points", {key for point in self.points.values() for key in point}
         yield "random", self.random.draws if self.random else {}
+        yield "search", self.search.draws if self.search else {}
         yield "zip", self.zip
         yield "grid", self.grid
         yield "seeds", [] if self.seeds is None else [SEED]
@@ -95,6 +102,8 @@ class Config(Section):
         known: dict[str, list[Any] | None] = {POINT: list(self.points)} if self.points else {}
         if self.random:
             known |= {RANDOM: list(range(self.random.count)), **dict.fromkeys(self.random.draws)}
+        if self.search:
+            known |= {TRIAL: None, **dict.fromkeys(self.search.draws)}
         for axes in (self.zip, self.crossed({}), given):
             for key, values in axes.items():
                 known[key] = [*(known.get(key) or []), *values]
@@ -114,6 +123,7 @@ def problems(config: Config, given: Given) -> Problems:
         *_bad_overlaps(config),
         *_bad_pattern(config, given),
         *_bad_drops(config, given),
+        *_bad_beside_a_search(config, given),
     ]
 
 
@@ -124,7 +134,8 @@ def _bad_keys(config: Config, given: Given) -> Problems:
         found.append(("grid", text))
     places = [(f"grid.{key}", key) for key in config.grid] + [(f"zip.{key}", key) for key in config.zip]
     places += [(f"points.{name}.{key}", key) for name, point in config.points.items() for key in point]
-    places += [(f"random.draws.{key}", key) for key in (config.random.draws if config.random else {})]
+    for axis, drawn in (("random", config.random), ("search", config.search)):
+        places += [(f"{axis}.draws.{key}", key) for key in (drawn.draws if drawn else {})]
     for path, key in places:
         if key in _OURS:
             found.append((path, f"cannot vary: {_OURS[key]}"))
@@ -139,6 +150,17 @@ def _bad_overlaps(config: Config) -> Problems:
         path = axes[-1] if axes[-1] == "seeds" else f"{axes[-1]}.{key}"
         found += [(path, f"{axis} changes it, too; keep one of both") for axis in axes[:-1]]
     return found
+
+
+def _bad_beside_a_search(config: Config, given: Given) -> Problems:
+    if config.search is None:
+        return []
+    beside = ("points", "random", "zip", "grid", "folds", "seeds", "drop")
+    why = "does not go with search, whose trials are all that varies; leave one of both out"
+    found = [(axis, why) for axis in beside if getattr(config, axis)]
+    if config.then is not None:
+        found.append(("then", "does not go with search; evaluate the best trial's export by a config of its own"))
+    return [*found, *(("command line", f"{key}: several values do not go with search") for key in given)]
 
 
 def _bad_values(config: Config, given: Given) -> Problems:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.training import origin
-from launcher import deferred, dry_run, points, snapshot, submission, watch
+from launcher import deferred, dry_run, points, search_run, snapshot, submission, watch
 from launcher.place import Place, find_place
 from launcher.points import Sweep
 from launcher.snapshot import Code
@@ -30,6 +30,8 @@ def submit(options: argparse.Namespace, sweep: Sweep, *, command: str) -> int:
     place = find_place(options)
     _refuse_options(options, place)
     found = _ready(options, sweep, place)
+    if sweep.search is not None:
+        return search_run.submit(options, sweep, place, [one for _, one in found], command=command)
     if options.dry_run:
         return _print_points(options, sweep, found)
     runs_root = found[0][1].run.path.parent

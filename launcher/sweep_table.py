@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from launcher import points
 from launcher.importance import Importance, importance
 from launcher.points import Sweep
 from launcher.sweep import Point
-from launcher.sweep_file import RANDOM
+from launcher.sweep_file import NUMBERS
 from launcher.watch import shown
 from retrieval_train.config import ConfigError
 from retrieval_train.evaluation.metrics import MERGED
@@ -113,6 +113,8 @@ def what_mattered(made: Sweep, results: Sequence[Result], metric: str) -> list[I
 
 def look(made: Sweep, metrics: Sequence[str], *, scope: str) -> list[Result]:
     """Every point and its numbers, as far as they are there. Raises ConfigError for metrics that no report has."""
+    if made.search is not None:
+        made = replace(made, points=[made.trial(trial.number, trial.values) for trial in made.study.trials()])
     return [_result(made, point, config, metrics, scope) for point, config in points.checked(made)]
 
 
@@ -135,7 +137,7 @@ def _result(made: Sweep, point: Point, config: JobConfig, metrics: Sequence[str]
     where = str(report) if report is not None and found else None
     rungs = getattr(config, "halving", None)
     stopped_at = halving.stopped_at(rungs, run.path.name) if rungs is not None else None
-    values = {key: value for key, value in point.values.items() if key != RANDOM}
+    values = {key: value for key, value in point.values.items() if key not in NUMBERS}
     name, row = point.name, point.setting or "base"
     return Result(name, row, shown(run.path), state, where, is_same, found, values, stopped_at)
 

@@ -20,12 +20,25 @@ def write(folder: Path, tasks: Sequence[RunDir | Path]) -> None:
 
 def mine(folder: Path) -> RunDir:
     """The run of this task. Raises ValueError where it cannot be made."""
-    task = read_json(folder / "tasks.json")["tasks"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    task = _task(folder)
     if "run" in task:
         return RunDir(Path(task["run"]))
     from launcher import deferred
 
     return deferred.begin(Path(task["stage"]), job_id())
+
+
+def ended(folder: Path, run: RunDir) -> None:
+    """After a start of this task's run that is not followed by another one by itself."""
+    if "stage" in (task := _task(folder)):
+        from launcher import deferred
+
+        deferred.end(Path(task["stage"]), run)
+
+
+def _task(folder: Path) -> dict[str, str]:
+    task: dict[str, str] = read_json(folder / "tasks.json")["tasks"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    return task
 
 
 def job_id() -> str:

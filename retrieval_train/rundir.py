@@ -96,7 +96,7 @@ class RunDir:
 
     @property
     def tracker_id(self) -> Path:
-        """The id of the run's W&B run, from its first start on: a run killed before its first checkpoint keeps it."""
+        """The id of the run's W&B run, from its submit on: a run killed before its first checkpoint keeps it."""
         return self.path / "tracker_id"
 
     @property

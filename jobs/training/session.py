@@ -270,7 +270,7 @@ class Session:
             return
         best, tracker = saved.get("judge", {}).get("best"), saved.get("tracker")
         try:
-            if tracker and not self._run.tracker_id.is_file():
+            if tracker:  # another than the submit made, where the run went on from the mirror
                 write_text(self._run.tracker_id, tracker + "\n")
             if self._mirror and best and not (self._run.checkpoint(best[0]) / "state.json").is_file():
                 self._mirror.bring(best[0], self._run.checkpoints)

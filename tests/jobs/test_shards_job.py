@@ -35,7 +35,7 @@ def test_a_set_is_made_and_left_as_it_is_by_the_next_start(photos: Path, tmp_pat
     folder = RunDir(tmp_path / "run")
     run(made, folder, Alone())
     manifest = Manifest.load(tmp_path / "set")
-    assert manifest.classes.class_names() == ["cat", "dog", "elk", "fox"]
+    assert manifest.classes.class_names() == ["set/cat", "set/dog", "set/elk", "set/fox"]
     assert read_json(folder.progress) == {"stage": "shards make", "total": 1, "unit": "command", "done": 1, "note": ""}
     run(made, folder, Alone())
     assert Manifest.load(tmp_path / "set").digest == manifest.digest

@@ -16,6 +16,7 @@ from jobs.job import JobConfig
 from launcher import tracked
 from retrieval_train import tracking
 from retrieval_train.rundir import RunDir, write_text
+from retrieval_train.tracking import Config as Tracking
 from retrieval_train.tracking import Wandb
 
 
@@ -73,7 +74,7 @@ def test_the_page_is_where_wandb_itself_would_have_it(
 
 
 class _Job(JobConfig):
-    tracking: tracking.Config = tracking.Config()
+    tracking: Tracking = Tracking()
 
 
 def test_a_run_gets_one_id_at_its_submit_and_keeps_it(tmp_path: Path) -> None:
