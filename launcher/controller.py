@@ -153,10 +153,11 @@ class Controller:
             return "done", ""
         if state == "preempted":
             return ("timed_out" if self._is_warned else "preempted"), "saved and stopped"
-        told = (
-            read_json(self.run.failure) if self.run.failure.exists() else {"kind": "error", "words": "no reason told"}
-        )
-        return told["kind"], told["words"]
+        if not self.run.failure.exists():
+            return "error", "no reason told"
+        told = read_json(self.run.failure)
+        kind: attempts.Ending = told["kind"]
+        return kind, str(told["words"])
 
 
 def _end_in_words(code: int) -> str:
