@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import optuna
 
 _PATIENCE_S = 300.0  # all tasks of an array may ask at the same moment, one after the other
-_ADAPTIVE_TRIES, _TRIES = 20, 300  # how often values that were tried already are thrown away; then, more freely
+_ADAPTIVE_TRIES, _TRIES = 20, 100  # how often values that were tried already are thrown away; then, more freely
 _HOPELESS = ("user_error", "not_finite")
 """Kinds of failures that another start would only repeat."""
 

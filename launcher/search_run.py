@@ -175,6 +175,9 @@ class _Trials:
         if (best := self.study.best()) is not None:
             name = self.sweep.trial(best.number, best.values).name
             _say(f"best so far: {name} with {self.study.search.metric} {best.value:.4f}")
+        if hopeless := [trial for trial in self.study.trials() if trial.ending == "hopeless"]:
+            names = ", ".join(self.sweep.trial(trial.number, trial.values).name for trial in hopeless)
+            _say(f"{len(hopeless)} ended by an error of their values, and are not tried again: {names}")
         if left and not is_under_way:
             _say(f"{left} of {self._count} trials failed or stopped; the same command tries them again")
             return 1

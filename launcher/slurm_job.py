@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from launcher.cluster import NoAnswer, ask, job_state
 
 _GONE = {"DOWN", "FAIL", "NO_RESPOND", "POWERED_DOWN", "NOT_RESPONDING", "UNKNOWN"}
+_LOST_NODE = re.compile(
+    r"srun: error: (?:Node failure on (?P<nodes>\S+)|Task launch for \S+ failed on node (?P<node>[^:\s]+)"
+    r"|Aborting, io error and missing step on node (?P<index>\d+))"
+)
 
 
 def my_nodes() -> tuple[str, ...]:
@@ -61,6 +65,18 @@ def end_steps(job_id: str, name: str) -> None:
         lines = ask(["squeue", "-h", "-s", "-j", job_id, "-o", "%i %j"]).splitlines()
         if left := [step for step, _, its_name in (line.strip().partition(" ") for line in lines) if its_name == name]:
             ask(["scancel", *left])
+
+
+def lost(line: str, nodes: Sequence[str]) -> tuple[str, ...]:
+    """The nodes that srun reports as gone in this line of its messages; `nodes` are those of the step."""
+    found = _LOST_NODE.match(line)
+    if found is None:
+        return ()
+    if found["index"] is not None:
+        return tuple(nodes[int(found["index"]) :][:1])
+    with contextlib.suppress(NoAnswer):
+        return names(found["nodes"] or found["node"])
+    return ()
 
 
 def requeue(job_id: str) -> None:

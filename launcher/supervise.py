@@ -76,6 +76,7 @@ class Supervisor:
         self._counts_steps = plan["job"] == "train"
         self._sbatch: Mapping[str, object] = plan.get("sbatch", {})
         self._srun: subprocess.Popen[str] | None = None
+        self._lost: tuple[str, ...] = ()
         self._terminated = False
 
     # --- one start
@@ -98,10 +99,12 @@ class Supervisor:
         attempt = Attempt(number, self._job_id, nodes, time.time(), attempts.step_of(self._run))
         attempts.write(self._run, attempt)
         log.info("start %d of %s on %s", number, self._run.path.name, ", ".join(nodes))
-        death = self._watch(srun)
+        death = self._watch(srun, nodes)
         is_over = self._run.state in ("done", "preempted")
         if self._in_queue and self._terminated and not is_over and not self._is_late():
             log.info("ended by SLURM: cancelled, or a node is lost; who comes next will know")
+            if self._lost:
+                attempts.write(self._run, replace(attempt, at_fault=self._lost))
             return 1
         ended = self._ended(attempt, death)
         ended = attempts.decide(self._of_this_submit(history), ended, self._budgets) if self._in_queue else ended
@@ -112,7 +115,7 @@ class Supervisor:
             return 0
         return self._back_into_the_queue(ended) if ended.queued_again else self._give_up(ended)
 
-    def _watch(self, srun: Sequence[str]) -> Death | None:
+    def _watch(self, srun: Sequence[str], nodes: Sequence[str]) -> Death | None:
         """Until srun has ended; its messages go to the log."""
         self._srun = subprocess.Popen(srun, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self._srun.stderr is not None
@@ -122,6 +125,7 @@ class Supervisor:
             is_ending = is_ending or "Terminating" in line  # after it srun ends the others, who are not to blame
             if (found := _GONE.match(line)) and not is_ending and (death is None or not death.is_silent):
                 death = Death(found["node"], int(found["task"]), found["how"].strip())
+            self._lost = tuple(dict.fromkeys((*self._lost, *slurm_job.lost(line, nodes))))
         self._srun.wait()
         return death
 
@@ -159,7 +163,11 @@ class Supervisor:
             words = "told to stop before it had begun"
             return replace(attempt, kind="timed_out" if self._is_late() else "preempted", words=words)
         told = read_json(self._run.failure) if self._run.failure.exists() and self._run.error.exists() else None
-        if death is not None and death.is_silent and (told is None or told["kind"] in ("error", "lost_rank")):
+        is_odd = told is None or told["kind"] in ("error", "lost_rank")  # what the others say of a rank that is gone
+        if self._lost and is_odd:
+            words = f"lost {', '.join(self._lost)}"
+            return replace(attempt, kind="node_failure", words=words, at_fault=self._lost)
+        if death is not None and death.is_silent and is_odd:
             words = f"rank {death.rank} on {death.node} ended without a word: {death.how}"
             kind: attempts.Ending = "out_of_memory" if "memory" in death.how.lower() else "killed"
             return replace(attempt, kind=kind, words=words)
@@ -185,7 +193,7 @@ class Supervisor:
             slurm_job.end_steps(self._job_id, self._run.path.name)
         state, lost = slurm_job.how_the_last_start_ended(last.job_id, last.nodes)
         kind = _WORDS.get(state, "node_failure" if lost else "preempted")
-        lost = lost if kind == "node_failure" else ()
+        lost = (last.at_fault or lost) if kind == "node_failure" else ()
         words = (
             f"lost {', '.join(lost)}" if lost else f"ended by SLURM{f' as {state}' if state else ''} without warning"
         )
@@ -275,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(message)s",
         handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(run.scheduler / "supervisor.log")],
     )
-    supervisor = Supervisor(run, os.environ["SLURM_JOB_ID"], in_queue=not options.allocation)
+    supervisor = Supervisor(run, tasks.job_id(), in_queue=not options.allocation)
     os.environ |= {"SUBMITIT_EXECUTOR": "slurm", "LAUNCHER_RUN": str(run.path)}
     code = supervisor.start(srun_command(run, options.srun, options.command))
     tasks.ended(options.folder, run)

@@ -115,6 +115,8 @@ def look(made: Sweep, metrics: Sequence[str], *, scope: str) -> list[Result]:
     """Every point and its numbers, as far as they are there. Raises ConfigError for metrics that no report has."""
     if made.search is not None:
         made = replace(made, points=[made.trial(trial.number, trial.values) for trial in made.study.trials()])
+        if not made.points:
+            raise ConfigError(made.where, [("search", "no trial has begun, or the base has changed since; submit it")])
     return [_result(made, point, config, metrics, scope) for point, config in points.checked(made)]
 
 

@@ -47,6 +47,7 @@ DOORS = {
     "wandb": ("retrieval_train/tracking.py",),
     "omegaconf": ("retrieval_train/config.py",),
     "submitit": ("launcher/executors.py",),
+    "optuna": ("launcher/search.py",),
 }
 HEAVY = {"torch", "timm", "peft", "deepspeed", "faiss", "wandb", "torchvision"}
 

@@ -76,6 +76,16 @@ def test_a_lost_first_node_takes_the_supervisor_along_and_the_next_start_finds_o
     assert "n1" in patient.repo.status("nodes").out
 
 
+def test_a_node_that_is_gone_before_slurm_knows_is_no_error_of_the_run(patient: Patient, cluster: Slurm) -> None:
+    cluster.crash("n2")
+    run = patient.submit("gone", "--nodes", "2", "--exclude", "n3,n4", until=False)
+    wait_until(lambda: cluster.states(job_of(run)) == ["PENDING"] and bool(attempts.read(run)), timeout_s=60)
+    cluster.mend()
+    first, *_, last = wait_for_end(run, starts=2)
+    assert (first.kind, first.at_fault, first.queued_again) == ("node_failure", ("n2",), True)
+    assert last.kind == "done"
+
+
 def test_a_drained_node_is_left_at_the_next_start_and_a_spent_budget_ends_the_run(
     patient: Patient, cluster: Slurm
 ) -> None:

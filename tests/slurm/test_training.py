@@ -1,4 +1,4 @@
-"""Real trainings on a real SLURM: preempted, with a node lost, cut short and queued again, they end as if nothing had been."""
+"""Real trainings on a real SLURM: preempted, with a node lost, stopped: they end as if nothing had been."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def wait_for_step(run: RunDir, step: int, *, start: int) -> None:
     def is_there() -> bool:
         starts = attempts.read(run)
         found = lines(run)
-        return len(starts) > start and bool(found) and found[-1]["step"] >= step and found[-1]["time"] > starts[-1].begun
+        return (
+            len(starts) > start and bool(found) and found[-1]["step"] >= step and found[-1]["time"] > starts[-1].begun
+        )
 
     wait_until(is_there, timeout_s=240)
 
@@ -124,16 +126,17 @@ def test_preempted_stopped_and_with_a_node_lost_a_training_of_four_nodes_ends_as
     wait_for_step(run, 20, start=2)
     assert training.status("requeue", "storm").code == 0
     ended = wait_for_end(run, starts=4, timeout_s=240)
-    assert [attempt.kind for attempt in ended] == ["preempted", "node_failure", "preempted", "done"]
+    # SLURM may end what it finds on a node that came back so soon: one more that saved and stopped
+    assert [attempt.kind for attempt in ended[:2]] == ["preempted", "node_failure"]
+    assert {attempt.kind for attempt in ended[2:-1]} == {"preempted"}
     assert ended[1].at_fault == ("n2",)
+    assert ended[-1].kind == "done"
     assert all(before.step == after.step_before for before, after in pairwise(ended))
-    assert [attempt.step_before > 0 for attempt in ended] == [False, True, True, True]
+    assert [attempt.step_before > 0 for attempt in ended][:4] == [False, True, True, True]
     assert_the_same(run, calm)
 
 
-def test_four_nodes_of_two_tasks_stopped_once_end_as_four_of_one(
-    training: Repo, cluster: Slurm, calm: RunDir
-) -> None:
+def test_four_nodes_of_two_tasks_stopped_once_end_as_four_of_one(training: Repo, cluster: Slurm, calm: RunDir) -> None:
     run = submit(training, "wide", "--nodes", "4", "--tasks-per-node", "2")
     wait_for_step(run, 5, start=0)
     assert training.status("requeue", "wide").code == 0
@@ -148,12 +151,17 @@ def test_two_starts_in_a_row_that_save_nothing_within_their_time_are_the_last(tr
         wait_until(lambda start=start: len(attempts.read(run)) > start, timeout_s=90)  # type: ignore[misc]
         cluster.tell("scancel", "--signal=USR2", job_of(run))  # as SLURM does, when it likes within the last minute
     first, second = wait_for_end(run, starts=2)
-    assert [(a.kind, a.step, a.queued_again) for a in (first, second)] == [("timed_out", 0, True), ("timed_out", 0, False)]
+    assert [(a.kind, a.step, a.queued_again) for a in (first, second)] == [
+        ("timed_out", 0, True),
+        ("timed_out", 0, False),
+    ]
     assert "give more --time" in second.words
     assert "give more --time" in run.error.read_text()
 
 
-def test_a_node_that_the_preflight_names_is_left_out_of_the_next_start(training: Repo, cluster: Slurm, tmp_path: Path) -> None:
+def test_a_node_that_the_preflight_names_is_left_out_of_the_next_start(
+    training: Repo, cluster: Slurm, tmp_path: Path
+) -> None:
     script = str(Path(__file__).with_name("slurm-cluster"))
     cluster.tell(script, "exec", "n1", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path))
     try:

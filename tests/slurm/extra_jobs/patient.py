@@ -1,4 +1,4 @@
-"""A job for the tests on SLURM: it runs until a test wants it to end. `conftest.py` puts it into jobs/ of a copy of the repo."""
+"""A job for the tests on SLURM: it runs until it is told to end. `conftest.py` puts it into a copy of the repo."""
 
 from __future__ import annotations
 
