@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 import jobs
+from jobs import failure as failures
 from jobs.failure import Failure
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError, FileName, Section, place
@@ -73,6 +74,11 @@ class JobConfig(Section):
 
     def problems(self) -> list[tuple[str, str]]:
         """What of the outside world does not fit (a missing set or file): (dotted path, what to do). Reads no pixels."""
+        return []
+
+    def problems_with(self, num_ranks: int) -> list[tuple[str, str]]:
+        """What cannot be done by so many ranks: (dotted path, what to do). Sets that cannot be opened are told by
+        `problems`."""
         return []
 
     def inputs(self) -> dict[str, str]:
@@ -131,9 +137,8 @@ def start(run_dir: Path) -> dict[str, float]:
     run = RunDir(Path(run_dir).resolve())
     rank = int(os.environ.get("RANK", "0"))
     with _logging_to(run, rank), contextlib.ExitStack() as open_until_told:
-        if rank == 0:  # what the start before this one failed of
-            run.error.unlink(missing_ok=True)
-            run.failure.unlink(missing_ok=True)
+        if rank == 0 and "SUBMITIT_EXECUTOR" not in os.environ:  # by hand; the launcher does so before any rank begins
+            failures.clear(run)
         try:
             enter_submit_folder(run)
             config = load(run)
@@ -206,9 +211,8 @@ def _say_why(run: RunDir, rank: int, error: BaseException) -> None:
 
 
 def tell_failure(run: RunDir, rank: int, failure: Failure) -> None:
-    """The run's reason, unless there is one, and its state."""
-    if not run.error.exists():
-        write_json(run.failure, failure.as_dict(rank=rank))
+    """The run's reason, unless a rank told a graver one, and its state."""
+    if failures.tell(run, rank, failure) or not run.error.exists():
         write_text(run.error, f"{failure.words}\n(rank {rank}; {run.log(rank)})\n")
         run.set_state("failed")
 

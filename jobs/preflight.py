@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from retrieval_train.meeting import BadNode
-from retrieval_train.node import FREE, Facts, look
-from retrieval_train.rundir import RunDir, write_json
+from retrieval_train.meeting import BadNode, listed
+from retrieval_train.node import BUSY, FREE, Facts, expanded, look
+from retrieval_train.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
     from jobs.job import JobConfig
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FULL_GB, SHORT_GB = 0.016, 1.0
+RUNS_SHORT_GB = 10.0  # checkpoints go there
 MOST_SKEW_S = 1.0
-_SAID_S = 90.0
+_SAID_S, _SAID_WITH_GPU_S = 15.0, 45.0  # a driver that is not loaded takes half a minute, a GPU to be released 10 s
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,13 @@ class Preflight:
         if not self._config.run.preflight:
             return
         began = time.monotonic()
-        told = meeting.every("facts", asdict(_facts(self._config, meeting)), limit_s=_SAID_S)
+        device = self._config.run.device
+        limit_s = _SAID_S if device == "cpu" else _SAID_WITH_GPU_S
+        told = meeting.every("facts", asdict(_facts(self._config, meeting)), limit_s=limit_s)
         self._said["ranks"] = told
-        self._note(judge([Facts.of(one) for one in told], device=self._config.run.device), meeting.rank, began)
+        planned = read_json(self._run.plan).get("gpus_per_node", 0) if self._run.plan.is_file() else 0
+        checks = judge([Facts.of(one) for one in told], device=device, gpus_per_node=planned)
+        self._note(checks, meeting.rank, began)
         self._refuse()
 
     def exchange(self, world: Group) -> None:
@@ -104,9 +108,10 @@ class Preflight:
         if not errors:
             return
         words = "pre-flight: " + "\n".join(check.words for check in errors)
-        if not all(check.nodes for check in errors):  # on other nodes it would be the same
+        nodes = [node for check in errors for node in check.nodes]
+        if not nodes:  # on other nodes it would be the same
             raise ValueError(words)
-        raise BadNode(words, nodes=(node for check in errors for node in check.nodes))
+        raise BadNode(words, nodes=nodes)
 
 
 def _facts(config: JobConfig, meeting: Meeting) -> Facts:
@@ -119,12 +124,19 @@ def _folders(config: JobConfig) -> dict[str, Path]:
     data = getattr(config, "data", None)
     store = getattr(data, "store", None)
     scratch = store.scratch_folder() if store is not None else None
-    folders = {"runs_root": config.runs_root, "temporary files": Path(tempfile.gettempdir())}
+    folders = {"runs_root": config.runs_root, "temporary files": _temporary()}
     if scratch:
         folders["data.store.scratch"] = scratch
     if getattr(data, "workers", 0):
         folders["data workers"] = Path("/dev/shm")
     return folders
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:  # none that can be written: how full it is, is said below
+        return Path(os.environ.get("TMPDIR", "/tmp"))
 
 
 def node_names() -> list[str]:
@@ -140,52 +152,52 @@ def node_names() -> list[str]:
     return names if is_as_planned else []
 
 
-def expanded(names: str) -> list[str]:
-    """SLURM's short form of a list of nodes: `a[01-03,7]-x,b` are a01-x, a02-x, a03-x, a7-x and b."""
-    found: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", names):
-        done = [""]
-        for text, inside in re.findall(r"([^\[]+)|\[([^\]]*)\]", part):
-            choices = [text] if text else [number for span in inside.split(",") for number in _span(span)]
-            done = [before + choice for before in done for choice in choices]
-        found += done
-    return found
-
-
-def _span(span: str) -> list[str]:
-    first, _, last = span.partition("-")
-    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
-
-
 # --- what follows from it
 
 
-def judge(ranks: Sequence[Facts], *, device: Literal["auto", "cpu", "cuda"]) -> list[Check]:
-    """A line of each kind, and one of each problem. `device` is the run's."""
-    return [*_gpus(ranks, device), *_memory(ranks), *_disk(ranks), *_clocks(ranks), *_same_versions(ranks)]
+def judge(ranks: Sequence[Facts], *, device: Literal["auto", "cpu", "cuda"], gpus_per_node: int = 0) -> list[Check]:
+    """A line of each kind, and one of each problem. `device` is the run's, `gpus_per_node` what was planned."""
+    gpus = _gpus([one for one in ranks if "GPU" not in one.problems], device, gpus_per_node)
+    return [*_problems(ranks), *gpus, *_memory(ranks), *_disk(ranks), *_clocks(ranks), *_same_versions(ranks)]
 
 
-def _gpus(ranks: Sequence[Facts], device: Literal["auto", "cpu", "cuda"]) -> list[Check]:
+def _problems(ranks: Sequence[Facts]) -> list[Check]:
+    checks = []
+    for what in dict.fromkeys(what for one in ranks for what in one.problems):
+        told = {one.node: one.problems[what] for one in ranks if what in one.problems}
+        is_everywhere = len(told) == len(_nodes(ranks))
+        # of one node it may be the node, but not where a user may not read a folder
+        is_users = is_everywhere and (len(told) > 1 or any("PermissionError" in words for words in told.values()))
+        words = f"{what} cannot be looked at: {listed(f'on {node} {words}' for node, words in told.items())}"
+        words += "; look at nvidia-smi and at Xid lines of dmesg there" if what == "GPU" else ""
+        checks.append(Check(what, words, "error", () if is_users else tuple(told)))
+    return checks
+
+
+def _gpus(ranks: Sequence[Facts], device: Literal["auto", "cpu", "cuda"], planned: int) -> list[Check]:
     if device == "cpu":
         return [Check("GPUs", "not checked, for run.device is cpu")]
+    if not ranks:
+        return []
     without = _nodes(ranks, lambda one: one.gpu is None)
     if len(without) == len(_nodes(ranks)) and all(one.gpu is None for one in ranks):
-        if device == "auto":
+        if device == "auto" and not planned:
             return [Check("GPUs", "torch sees none on any node: the job runs on CPUs")]
-        words = (
-            "run.device is cuda, but torch sees no GPU on any node; ask for GPUs (--gpus-per-node), see whether this "
-        )
-        return [Check("GPUs", words + "torch is built for CUDA (torch.version.cuda), or set run.device=auto", "error")]
+        wanted = f"{planned} GPUs a node were asked for" if planned else "run.device is cuda"
+        words = f"{wanted}, but torch sees no GPU on any node; see whether this torch is built for CUDA "
+        words += "(torch.version.cuda) and nvidia-smi shows GPUs, "
+        words += "or set run.device=cpu" if planned else "ask for GPUs (--gpus-per-node), or set run.device=auto"
+        return [Check("GPUs", words, "error")]
     checks = []
     if without:
         words = "torch sees no GPU there, but on other ranks it does; look at nvidia-smi and the node's driver"
-        checks.append(Check("GPUs", f"{_list(without)}: {words}", "error", without))
+        checks.append(Check("GPUs", f"{listed(without)}: {words}", "error", without))
     taken = [(one.node, one.gpu.uuid) for one in ranks if one.gpu]
     sharing = _nodes(ranks, lambda one: one.gpu is not None and taken.count((one.node, one.gpu.uuid)) > 1)
     if sharing:
         is_everywhere = len(sharing) == len(_nodes(ranks))
         words = (
-            f"{_list(sharing)}: several ranks would share a GPU; each needs one of its own, so start as many tasks a "
+            f"{listed(sharing)}: several ranks would share a GPU; each needs one of its own, so start as many tasks a "
         )
         words += (
             "node as it has GPUs" if is_everywhere else "node as it has GPUs; other nodes have enough, one is lost here"
@@ -193,7 +205,7 @@ def _gpus(ranks: Sequence[Facts], device: Literal["auto", "cpu", "cuda"]) -> lis
         checks.append(Check("GPUs", words, "error", () if is_everywhere else sharing))
     kinds = sorted({one.gpu.name for one in ranks if one.gpu})
     if len(kinds) > 1:
-        checks.append(Check("GPUs", f"of several kinds, and all wait for the slowest: {_list(kinds)}", "warning"))
+        checks.append(Check("GPUs", f"of several kinds, and all wait for the slowest: {listed(kinds)}", "warning"))
     return checks or [Check("GPUs", f"{len(taken)}, one a rank: {kinds[0]}")]
 
 
@@ -201,10 +213,13 @@ def _memory(ranks: Sequence[Facts]) -> list[Check]:
     gpus = [(one.node, one.gpu) for one in ranks if one.gpu]
     busy = [(node, gpu) for node, gpu in gpus if gpu.free_gib < FREE * gpu.total_gib]
     if busy:
-        told = _list(f"{node} {gpu.free_gib:g} of {gpu.total_gib:g} GiB free ({gpu.uuid})" for node, gpu in busy)
+        told = listed(f"{node} {gpu.free_gib:g} of {gpu.total_gib:g} GiB free ({gpu.uuid})" for node, gpu in busy)
         words = f"GPU memory: {told}; wanted are {FREE:.0%}: another process is on it (nvidia-smi shows which). "
-        words += "End it, leave the node out, or set run.preflight=false"
-        return [Check("GPU memory", words, "error", tuple(dict.fromkeys(node for node, _ in busy)))]
+        taken = tuple(dict.fromkeys(node for node, gpu in busy if gpu.free_gib < BUSY * gpu.total_gib))
+        if not taken:
+            return [Check("GPU memory", f"{words}The job has that much less", "warning")]
+        words += f"End it, leave out {listed(taken)}, or set run.preflight=false"
+        return [Check("GPU memory", words, "error", taken)]
     if not gpus:
         return []
     return [Check("GPU memory", f"at least {min(gpu.free_gib for _, gpu in gpus):g} GiB free on each")]
@@ -215,18 +230,19 @@ def _disk(ranks: Sequence[Facts]) -> list[Check]:
     for name in dict.fromkeys(name for one in ranks for name in one.disks):
         of_node = {one.node: one.disks[name] for one in ranks if name in one.disks}
         full = tuple(node for node, (_, free) in of_node.items() if free < FULL_GB)
-        short = tuple(node for node, (_, free) in of_node.items() if free < SHORT_GB)
+        enough_gb = RUNS_SHORT_GB if name == "runs_root" else SHORT_GB
+        short = tuple(node for node, (_, free) in of_node.items() if free < enough_gb)
         folder, least = min(of_node.values(), key=lambda one: one[1])
         words = f"{folder} ({name}) has {least:g} GB free"
         if full and name != "data workers":
             # no other node would do better
-            is_shared = len(full) == len(of_node) and (name == "runs_root" or len(full) > 1)
-            words += (
-                f" on {_list(full)}; {FULL_GB:g} GB are the least, and some GB wanted: make room or take another folder"
-            )
+            is_shared = name == "runs_root" or len(full) == len(of_node) > 1
+            words += f" on {listed(full)}; {FULL_GB:g} GB are the least, and some GB wanted: make room or take another folder"
             checks.append(Check("disk", words, "error", () if is_shared else full))
         elif short:
-            checks.append(Check("disk", f"{words} on {_list(short)}; that may not last", "warning"))
+            checks.append(
+                Check("disk", f"{words} on {listed(short)}; that may not last, {enough_gb:g} GB are wanted", "warning")
+            )
         else:
             checks.append(Check("disk", f"{words} or more"))
     return checks
@@ -236,7 +252,7 @@ def _clocks(ranks: Sequence[Facts]) -> list[Check]:
     middle = statistics.median_low([one.began for one in ranks])
     off = {one.node: one.began - middle for one in ranks if abs(one.began - middle) > MOST_SKEW_S}
     if off:
-        told = _list(f"{node} {seconds:+.1f} s" for node, seconds in off.items())
+        told = listed(f"{node} {seconds:+.1f} s" for node, seconds in off.items())
         return [Check("clock", f"off the others': {told}; times in the logs do not line up", "warning")]
     apart = max(one.began for one in ranks) - min(one.began for one in ranks)
     return [Check("clock", f"{apart:.2f} s apart at most")]
@@ -244,28 +260,28 @@ def _clocks(ranks: Sequence[Facts]) -> list[Check]:
 
 def _same_versions(ranks: Sequence[Facts]) -> list[Check]:
     differing = {}
+    minority: list[str] = []
     for name in dict.fromkeys(name for one in ranks for name in one.versions):
         nodes_of: dict[str, list[str]] = {}
         for one in ranks:
             if name in one.versions and one.node not in nodes_of.setdefault(one.versions[name], []):
                 nodes_of[one.versions[name]].append(one.node)
         if len(nodes_of) > 1:
-            told = (f"{version} on {_list(nodes)}" for version, nodes in nodes_of.items())
+            told = (f"{version} on {listed(nodes)}" for version, nodes in nodes_of.items())
             differing[name] = f"{name} is {' and '.join(told)}"
+            most = max(nodes_of.values(), key=len)
+            if name != "CUDA driver" and 2 * len(most) > len({node for nodes in nodes_of.values() for node in nodes}):
+                minority += [node for nodes in nodes_of.values() for node in nodes if node not in most]
     if differing:
         # drivers of one cluster do differ, and work together
         is_harmless = differing.keys() == {"CUDA driver"}
         words = f"versions differ: {'; '.join(differing.values())}"
         words += "" if is_harmless else ". All nodes have to run the same: look at setup lines, modules, PATH"
-        return [Check("versions", words, "warning" if is_harmless else "error")]
+        at_fault = tuple(dict.fromkeys(minority))
+        return [Check("versions", words, "warning" if is_harmless else "error", at_fault)]
     same = ", ".join(f"{name} {version}" for name, version in ranks[0].versions.items())
     return [Check("versions", f"the same everywhere: {same}")]
 
 
 def _nodes(ranks: Sequence[Facts], is_meant: Callable[[Facts], bool] = lambda one: True) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.node for one in ranks if is_meant(one)))
-
-
-def _list(names: Iterable[str], *, most: int = 8) -> str:
-    every = list(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

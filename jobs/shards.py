@@ -43,13 +43,14 @@ class Config(JobConfig):
             return [("arguments", told.getvalue().strip() if end.code else "only show help; say what to do")]
         return []
 
+    def problems_with(self, num_ranks: int) -> list[tuple[str, str]]:
+        return [("job", _one_process(num_ranks))] if num_ranks > 1 else []
+
 
 def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     """What the command prints goes to the log. Raises ValueError with its words when it does not end well."""
     if world.size > 1:
-        raise ValueError(
-            f"shards works in one process, not {world.size}; --nodes 1 --gpus-per-node 0 --tasks-per-node 1"
-        )
+        raise ValueError(_one_process(world.size))
     from shards import cli
 
     progress = Progress(run, world, f"shards {config.arguments[0]}", total=1, unit="command")
@@ -63,6 +64,10 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
         raise ValueError(words or f"shards ended with exit code {code}")
     progress.show(1)
     return {}
+
+
+def _one_process(num_ranks: int) -> str:
+    return f"shards works in one process, not {num_ranks}; --nodes 1 --gpus-per-node 0 --tasks-per-node 1"
 
 
 class _Lines(io.TextIOBase):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from jobs.job import JobConfig
-from jobs.training import new_classes, objective
+from jobs.training import new_classes, objective, ranks
 from jobs.training.halving import Config as Halving
 from jobs.training.judge import Config as Judge
 from jobs.training.objective import AnyHead, Aux, AuxName, MainLoss
@@ -119,6 +119,9 @@ class Config(JobConfig):
         if self.origin and not found:  # it compares what the config's paths lead to
             found += self.origin.problems(self)
         return found
+
+    def problems_with(self, num_ranks: int) -> list[tuple[str, str]]:
+        return ranks.problems(self, num_ranks)
 
     def _size_problems(self) -> list[tuple[str, str]]:
         """What is wrong with image sizes that change during the run."""

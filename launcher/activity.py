@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from launcher.ticket import LocalTicket, SlurmTicket, Ticket
 from retrieval_train.rundir import RunDir
 
 _AT_IT = ("queued", "running")
+_SEEN_S = 60.0
+"""So long a shared file system may show here what was there before a node wrote `done`."""
 _ASK_S = 10.0  # a client of a dead SLURM tries again for a minute
 
 
@@ -28,6 +32,10 @@ class Activity:
     """SLURM's reason why the job waits; of one that has its nodes, that it starts."""
     nodes: str = ""
     """As SLURM writes them: n[1-4]."""
+    job_state: str = ""
+    """SLURM's word; empty where there is no job."""
+    is_settled: bool = True
+    """False: it has just ended, and its last words may not be seen here yet."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,13 @@ class _Job:
     state: str
     reason: str
     nodes: str
+    ended: str
+    """By SLURM's clock, as 2026-01-31T12:00:00; of a job that is not over when it will be, or N/A."""
 
 
 def look(runs: Sequence[RunDir], *, believe_ended: bool = False) -> dict[Path, Activity]:
-    """By the run's path. A run that died under its ticket is settled: it has failed, and says so.
+    """By the run's path. A run that died under its ticket is settled: it has failed, and says so. One whose job of SLURM
+    ended within the last minute keeps its state until then.
 
     `believe_ended`: a state that says that the run is over is taken at its word, although its processes may be on their
     way out, or back into the queue.
@@ -51,7 +62,9 @@ def look(runs: Sequence[RunDir], *, believe_ended: bool = False) -> dict[Path, A
     found |= {run.path: _activity(run, held[run.path], jobs, silence) for run in asked}
     for run in asked:
         seen = found[run.path]
-        if seen.ticket is not None and seen.is_active is False and run.state in _AT_IT:
+        if seen.ticket is None or seen.is_active is not False or not seen.is_settled:
+            continue
+        if run.state in _AT_IT:  # read again: it may have ended meanwhile
             tickets.settle(run, seen.ticket)
     return found
 
@@ -83,8 +96,10 @@ def _activity(run: RunDir, ticket: Ticket | str | None, jobs: dict[str, _Job], s
         if silence:
             return Activity(ticket, None, f"SLURM does not answer: {silence}")
         job = jobs.get(ticket.job_id)
-        is_active = job is not None and job.state in tickets.ACTIVE
-        return Activity(ticket, is_active, _waits_for(job) if job else "", job.nodes if job else "")
+        if job is None:
+            return Activity(ticket, False)
+        is_active = job.state in tickets.ACTIVE
+        return Activity(ticket, is_active, _waits_for(job), job.nodes, job.state, not _has_just_ended(job))
     try:
         if ticket is None:
             folder.active_ticket(run)  # raises where it seems to be run by hand
@@ -96,6 +111,14 @@ def _activity(run: RunDir, ticket: Ticket | str | None, jobs: dict[str, _Job], s
 
 def _waits_for(job: _Job) -> str:
     return job.reason or ("starting" if job.state == "RUNNING" else "")
+
+
+def _has_just_ended(job: _Job) -> bool:
+    """False of one that never had a node: it has no last words."""
+    try:
+        return bool(job.nodes) and time.time() - datetime.datetime.fromisoformat(job.ended).timestamp() < _SEEN_S
+    except ValueError:
+        return False
 
 
 def _is_surely_gone(ticket: Ticket) -> bool:
@@ -116,7 +139,7 @@ def _ask_slurm(ids: Sequence[str]) -> tuple[dict[str, _Job], str]:
     if not ids:
         return {}, ""
     # -r: elements of an array that wait would share one line; a name may hold anything, these fields hold no bar
-    command = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"]
+    command = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N|%e"]
     try:
         answer = cluster.ask(command, timeout_s=_ASK_S)
     except cluster.NoAnswer as error:
@@ -124,6 +147,6 @@ def _ask_slurm(ids: Sequence[str]) -> tuple[dict[str, _Job], str]:
         return {}, "" if "Invalid job id" in str(error) else str(error)
     jobs = {}
     for line in answer.splitlines():
-        number, state, reason, nodes = line.split("|", 3)
-        jobs[number] = _Job(state, "" if reason == "None" else reason, nodes)
+        number, state, reason, nodes, ended = line.split("|", 4)
+        jobs[number] = _Job(state, "" if reason == "None" else reason, nodes, ended)
     return jobs, ""

@@ -6,10 +6,11 @@ What a user has to correct, and what would only happen again (memory, numbers th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -21,6 +22,7 @@ from retrieval_train.rundir import RunDir
 Ending = Literal[Kind, "done"]
 Group = Literal["preempted", "timed_out", "node", "crash"]
 
+_BLIND = 10  # time-outs in a row of a job that has no steps to tell whether it gets on
 _GROUPS: dict[str, Group] = {
     "preempted": "preempted",
     "timed_out": "timed_out",
@@ -68,6 +70,9 @@ class Attempt:
     queued_again: bool = False
 
 
+_FIELDS = {field.name for field in fields(Attempt)}
+
+
 def read(run: RunDir) -> list[Attempt]:
     """All starts of the run, oldest first. A line that was cut by a crash is left out."""
     try:
@@ -80,7 +85,8 @@ def read(run: RunDir) -> list[Attempt]:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[values["number"]] = Attempt(**values | {key: tuple(values[key]) for key in ("nodes", "at_fault")})
+        known = {name: value for name, value in values.items() if name in _FIELDS}  # later versions may write more
+        found[known["number"]] = Attempt(**known | {key: tuple(known[key]) for key in ("nodes", "at_fault")})
     return [found[number] for number in sorted(found)]
 
 
@@ -88,8 +94,12 @@ def write(run: RunDir, attempt: Attempt) -> None:
     """Append it; the last line of a number counts."""
     assert attempt.kind is None or attempt.kind in (*get_args(Kind), "done"), attempt.kind
     run.path.mkdir(parents=True, exist_ok=True)
-    with run.attempts.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(attempt), ensure_ascii=False) + "\n")
+    with run.attempts.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line that a crash cut
+                file.write(b"\n")
+        file.write(json.dumps(asdict(attempt), ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -110,12 +120,16 @@ def decide(history: Sequence[Attempt], last: Attempt, budgets: Requeue) -> Attem
     spent = sum(attempt.queued_again and _GROUPS.get(str(attempt.kind)) == group for attempt in history)
     if spent >= budget:
         return replace(last, words=f"{last.words}; not queued again: requeue.{group} is {budget}")
-    before = history[-1] if history else None
-    if group == "timed_out" and _is_fruitless(last) and before and before.kind == "timed_out" and _is_fruitless(before):
-        why = "two starts in a row made no step that was saved within the time limit; give more --time"
+    if group == "timed_out" and (why := _fruitless([*history, last])):
         return replace(last, words=f"{last.words}; not queued again: {why}")
     return replace(last, queued_again=True)
 
 
-def _is_fruitless(attempt: Attempt) -> bool:
-    return attempt.step is not None and attempt.step <= attempt.step_before
+def _fruitless(starts: Sequence[Attempt]) -> str:
+    """Why it makes no sense to start again; empty where it may."""
+    in_a_row = list(itertools.takewhile(lambda each: each.kind == "timed_out", reversed(starts)))
+    if len(in_a_row) >= 2 and all(each.step is not None and each.step <= each.step_before for each in in_a_row[:2]):
+        return "two starts in a row made no step that was saved within the time limit; give more --time"
+    if len(in_a_row) >= _BLIND and in_a_row[0].step is None:
+        return f"{_BLIND} starts in a row met the time limit; give more --time"
+    return ""

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from launcher import activity, folder, lookup
+from launcher.pipeline import fill
 from retrieval_train.rundir import RunDir, read_json
 
 Kind = Literal["checkpoints", "runs", "code", "leftovers", "logs"]
@@ -26,8 +27,13 @@ USUAL: tuple[Kind, ...] = ("checkpoints", "runs", "code", "leftovers")
 
 _DAY_S = 86400.0
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
-# mkstemp's letters, a pid, a folder that was replaced, a checkpoint that was being written: what our writers leave behind
-_LEFTOVER = re.compile(r"\.(.+\.([a-z0-9_]{8}|\d+|old-\d+)|step-\d{8})")
+_ASIDE = "[a-z0-9_]{8}"  # tempfile's letters
+# what our writers leave behind: a file or folder that was being written, one that was replaced, a checkpoint
+_LEFTOVER = re.compile(
+    rf"\.((state|latest|best|tracker_id|export|embeddings|origin|step-\d{{8}}|.+\.(json|jsonl|yaml|txt|tsv|html))\.{_ASIDE}"
+    r"|.+\.old-\d+|step-\d{8}|(part-\d{5}\.)?keys\.\d+|part-\d{5}\.\d+\.npy)"
+)
+_LINK = re.compile(r"\..+\.\d+")  # one that was being made: a run's name, `code`
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ def find(runs_root: Path, *, kinds: Sequence[str] = USUAL, days: float = 30.0) -
     items = _code(root, runs) if "code" in kinds else []
     if "leftovers" in kinds:
         items += _leftovers([root])
-    needed = _needed_checkpoints(runs)
+    if "logs" in kinds:
+        items += _arrays(root, days=days, idle={run.path for run in idle})
+    needed = _needed_checkpoints(root, runs)
     for run in idle:
         found = _of_run(run, kinds, days=days, needed=needed)
         items += [replace(item, run=run, mark=marks[run.path]) for item in found]
@@ -127,17 +135,51 @@ def _kept_every(run: RunDir) -> int:
     return every if isinstance(every, int) else 0
 
 
-def _needed_checkpoints(runs: Sequence[RunDir]) -> set[Path]:
-    """Those from which runs that are not done go on."""
+def _needed_checkpoints(root: Path, runs: Sequence[RunDir]) -> set[Path]:
+    """Those that runs name as their origin: a run is looked at by what it began with, also when it is done."""
+    begins = [(_config(run), str(lookup.plan_of(run).get("cwd", "."))) for run in runs]
+    for file in (root / ".stages").rglob("stage.json"):
+        about = read_json(file)
+        needs = {name: Path(path) for name, path in about.get("needs", {}).items()}  # stages' folders, or runs'
+        named = {
+            name: (path / "run").resolve() if (path / "run").is_symlink() else path for name, path in needs.items()
+        }
+        begins.append((fill(about.get("values") or {}, named), str(about.get("cwd", "."))))
     found = set()
-    for run in runs:
-        if run.state == "done":  # it has begun, and ended
-            continue
-        section = _config(run).get("origin")
+    for config, cwd in begins:
+        section = config.get("origin")
         if isinstance(section, dict) and isinstance(section.get("checkpoint"), str):
-            path = Path(lookup.plan_of(run).get("cwd", "."), section["checkpoint"])
+            path = Path(cwd, section["checkpoint"])
             found |= {path, path.resolve()}
     return found
+
+
+def _arrays(root: Path, *, days: float, idle: Set[Path]) -> list[Item]:
+    """submitit's folders of job arrays whose runs are over."""
+    store = root / ".arrays"
+    folders = [path for path in store.iterdir() if _is_own_folder(path)] if _is_own_folder(store) else []
+    found = []
+    for path in sorted(folders):
+        age_s = time.time() - max(file.lstat().st_mtime for file in (path, *path.iterdir()))
+        if age_s > days * _DAY_S and _is_over(path, idle):
+            found.append(Item("logs", path, size(path), f"its jobs have been over for {age_s / _DAY_S:.0f} days"))
+    return found
+
+
+def _is_over(array: Path, idle: Set[Path]) -> bool:
+    """Whether nobody is at a task of it, or waits."""
+    try:
+        tasks = read_json(array / "tasks.json")["tasks"]
+    except (OSError, ValueError, KeyError):  # it was never submitted
+        return True
+    runs = [Path(task["run"]) for task in tasks if "run" in task]
+    if any(run.exists() and run not in idle for run in runs):
+        return False
+    files = [Path(task["stage"]) / "ticket.json" for task in tasks if "stage" in task]
+    try:
+        return not activity.active_jobs([read_json(file)["job_id"] for file in files if file.exists()])
+    except ValueError:  # SLURM does not answer
+        return False
 
 
 def _config(run: RunDir) -> dict[str, Any]:
@@ -174,8 +216,12 @@ def _leftovers(folders: Sequence[Path]) -> list[Item]:
         Item("leftovers", path, size(path), "its writer was killed")
         for parent in folders
         for path in sorted(parent.iterdir())
-        if _LEFTOVER.fullmatch(path.name) and _is_day_old(path)
+        if _is_leftover(path) and _is_day_old(path)
     ]
+
+
+def _is_leftover(path: Path) -> bool:
+    return bool(_LEFTOVER.fullmatch(path.name) or (path.is_symlink() and _LINK.fullmatch(path.name)))
 
 
 def _is_day_old(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs import job
 from jobs.training import origin
-from launcher import dry_run, pipeline, points, submission
+from launcher import dry_run, following, pipeline, points, submission
 from launcher import options as options_of
 from launcher.place import find_place
 from launcher.plan import Plan, torchrun_lines
@@ -23,11 +23,15 @@ def submit(options: argparse.Namespace, *, said: str) -> int:
     if options.sweep is None and (found := pipeline.find(file, overrides)) is not None:
         from launcher import pipeline_run
 
+        if not options.dry_run:
+            dry_run.say_unused(options, "a pipeline")
         return pipeline_run.submit(options, found, command=said)
     sweep = points.find(file, overrides, is_named=options.sweep is not None)
     if sweep is not None:
         from launcher import sweep_run
 
+        if not options.dry_run:
+            dry_run.say_unused(options, "a sweep")
         return sweep_run.submit(options, sweep, command=said)
     if options.parallel is not None:
         raise ConfigError("command line", [("--parallel", "is for the points of a sweep, and this is one run")])
@@ -38,11 +42,13 @@ def submit(options: argparse.Namespace, *, said: str) -> int:
     if options.dry_run:
         return dry_run.print_plan(options, one)
     if one.plan.scheduler == "slurm":
-        dry_run.estimate(options, one, refuse=True)
+        dry_run.estimate(options, one)
+    else:
+        dry_run.say_unused(options, "a run on this machine")
     started = submission.start(options, one, command=said)
     if started.ticket is not None:
-        return submission.follow(options, one.run, started.ticket, is_ours=started.is_ours).code
-    return _print_command(one.plan, one.run) if started.is_ours else submission.say_done(one.run)
+        return following.follow(options, one.run, started.ticket, is_ours=started.is_ours).code
+    return _print_command(one.plan, one.run) if started.is_ours else following.say_done(one.run)
 
 
 def _what(options: argparse.Namespace) -> tuple[str, list[str]]:

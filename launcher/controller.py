@@ -22,11 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from jobs import failure as failures
 from jobs.failure import Failure, Kind
 from launcher import attempts, processes
 from launcher import ticket as tickets
 from launcher.attempts import Attempt
-from retrieval_train.rundir import RunDir, read_json, write_json, write_text
+from retrieval_train.rundir import RunDir, write_text
 
 _FAIL_S = 1.0  # what ranks get to fail by themselves after another did, and to write their logs
 _STOP_S = 10.0  # what they get to leave after the job has said that it saved and stops
@@ -142,7 +143,7 @@ class Controller:
 
     def _fail(self, kind: Kind, reason: str, *, rank: int | None) -> None:
         where = "" if rank is None else f"(rank {rank}; {self.run.log(rank)})\n"
-        write_json(self.run.failure, Failure(kind, reason).as_dict(rank=rank or 0))
+        failures.tell(self.run, rank or 0, Failure(kind, reason), is_verdict=True)
         write_text(self.run.error, f"{reason}\n{where}")
         self.run.set_state("failed")
 
@@ -153,11 +154,8 @@ class Controller:
             return "done", ""
         if state == "preempted":
             return ("timed_out" if self._is_warned else "preempted"), "saved and stopped"
-        if not self.run.failure.exists():
-            return "error", "no reason told"
-        told = read_json(self.run.failure)
-        kind: attempts.Ending = told["kind"]
-        return kind, str(told["words"])
+        told = failures.read(self.run)
+        return (told.failure.kind, told.failure.words) if told else ("error", "no reason told")
 
 
 def _end_in_words(code: int) -> str:
@@ -197,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         len(attempts.read(run)), str(os.getpid()), (socket.gethostname(),), time.time(), attempts.step_of(run)
     )
     attempts.write(run, attempt)
+    failures.clear(run)
     controller.start(options.command, num_ranks=options.ranks)
     controller.watch()
     kind, words = controller.how_it_ended()

@@ -10,6 +10,7 @@ folder and goes on as for any other run, so the run has the name that it would h
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +26,11 @@ from launcher.launch import Launch
 from launcher.pipeline import fill
 from launcher.plan import Plan
 from launcher.snapshot import Code
-from launcher.ticket import SlurmTicket
+from launcher.ticket import SlurmTicket, Ticket
 from retrieval_train import config as configs
 from retrieval_train.rundir import RunDir, read_json, write_json, write_text
+
+_PATIENCE_S = 600.0  # many stages may begin at the same moment, one after the other
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,14 @@ def submit(
         write(stage, code, after=after)
     launches = [Launch("", "")] * len(stages)
     found = executors.submit_array(
-        stages[0].plan, launches, code=code.folder, folder=here, name=name, parallel=parallel, after=after
+        stages[0].plan,
+        launches,
+        code=code.folder,
+        folder=here,
+        name=name,
+        runs_root=runs_root,
+        parallel=parallel,
+        after=after,
     )
     for stage, ticket in zip(stages, found, strict=True):
         write_json(stage.folder / "ticket.json", asdict(ticket))
@@ -99,37 +109,51 @@ def after(folder: Path) -> list[str]:
 
 
 def begin(folder: Path, job_id: str) -> RunDir:
-    """The run, ready to start; or done already. Raises ValueError, which it also writes down in the folder."""
-    about = read_json(folder / "stage.json")
-    os.chdir(about["cwd"])
+    """The run, ready to start; or done already. What it raises, ValueError mostly, it also writes down in the folder."""
     try:
-        config = _config(folder, about)
-        run = RunDir(Path.cwd() / job.run_folder(config).path)
-        with folders.only_one_submits(run.path.parent):
-            ticket = folders.active_ticket(run)
-            if ticket is not None and ticket != SlurmTicket(job_id):
-                raise ValueError(f"{run.path} is active already ({ticket.in_words()}); submit again when it has ended")
-            if ticket is None and about["again"] and run.state and tickets.read(run) != SlurmTicket(job_id):
-                folders.move_aside(run)
-            if run.state != "done" and ticket is None:
-                folders.prepare(
-                    run,
-                    config,
-                    Plan.from_dict(about["plan"] | {"run_dir": str(run.path), "job": config.job}),
-                    command=about["command"],
-                    refresh_code=about["refresh_code"],
-                    code=Code(Path(about["code"]), about["provenance"]),
-                    belongs_to=about["belongs_to"],
-                )
-                run.set_state("queued")
-                tickets.write(run, SlurmTicket(job_id))
-            folders.point(folders.link_of(config), run)
-        _link(folder / "run", run.path)
+        run = _make(folder, SlurmTicket(job_id))
         (folder / "error.txt").unlink(missing_ok=True)
-    except ValueError as error:
-        write_text(folder / "error.txt", f"{error}\n")
+    except Exception as error:
+        words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):  # of a disk that is full, say: what is raised tells of it
+            write_text(folder / "error.txt", f"{words}\n")
         raise
     return run
+
+
+def _make(folder: Path, mine: SlurmTicket) -> RunDir:
+    about = read_json(folder / "stage.json")
+    os.chdir(about["cwd"])
+    config = _config(folder, about)
+    run = RunDir(Path.cwd() / job.run_folder(config).path)
+    before, ticket = tickets.read(run), _active_ticket(run, mine)  # SLURM may answer late: not while the others wait
+    with folders.only_one_submits(run.path.parent, patience_s=_PATIENCE_S):
+        if tickets.read(run) != before:  # somebody was quicker
+            ticket = _active_ticket(run, mine)
+        if ticket is not None and ticket != mine:
+            raise ValueError(f"{run.path} is active already ({ticket.in_words()}); submit again when it has ended")
+        if ticket is None and about["again"] and run.state and tickets.read(run) != mine:
+            folders.move_aside(run)
+        if run.state != "done" and ticket is None:
+            folders.prepare(
+                run,
+                config,
+                Plan.from_dict(about["plan"] | {"run_dir": str(run.path), "job": config.job}),
+                command=about["command"],
+                refresh_code=about["refresh_code"],
+                code=Code(Path(about["code"]), about["provenance"]),
+                belongs_to=about["belongs_to"],
+            )
+            run.set_state("queued")
+            tickets.write(run, mine)
+        folders.point(folders.link_of(config), run)
+    _link(folder / "run", run.path)
+    return run
+
+
+def _active_ticket(run: RunDir, mine: SlurmTicket) -> Ticket | None:
+    """Of whoever is at the run now. Raises ValueError when that cannot be seen."""
+    return mine if tickets.read(run) == mine else folders.active_ticket(run)
 
 
 def end(folder: Path, run: RunDir) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from jobs import failure as failures
 from jobs import job
 from launcher import activity, attempts, clean, lookup, runs_table, tracked, watch
 from launcher.attempts import Attempt
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
-from retrieval_train.rundir import RunDir, read_json
+from retrieval_train.rundir import RunDir
 
 _NUM_LOG_LINES = 12
 
@@ -138,10 +139,8 @@ def _checkpoints(run: RunDir) -> list[str]:
 
 
 def _log(run: RunDir) -> list[str]:
-    rank = 0
-    if run.failure.exists() and run.state == "failed":
-        rank = read_json(run.failure).get("rank", 0)
-    path = watch.log_of(run, rank)
+    told = failures.read(run) if run.state == "failed" else None
+    path = watch.log_of(run, told.rank if told else 0)
     return [] if path is None else [f"{watch.shown(path)}:", *watch.last_lines(path, _NUM_LOG_LINES)]
 
 

@@ -60,7 +60,8 @@ class Environment(Section):
     """The part of a cluster's file that is about its nodes' software."""
 
     setup: tuple[Line, ...] = ()
-    """Shell lines that come first, as they are, on the first node; the ranks on all nodes get the variables they set."""
+    """Shell lines that come first, as they are, on the first node; the ranks on all nodes get the variables they set. A line
+    that fails ends nothing, unless it ends in `|| exit 1`."""
     modules: tuple[Line, ...] = ()
     """Loaded in this order by `module load`; the job ends where one is not there."""
     conda: Line | None = None
@@ -82,7 +83,7 @@ class Environment(Section):
         return self
 
     def shell_lines(self) -> tuple[str, ...]:
-        """For the first node's shell; a step that fails ends the job with the step's own words."""
+        """For the first node's shell; a module or environment that is not there ends the job with the shell's own words."""
         variables = dict(self.env) | ({"RETRIEVAL_SCRATCH": self.scratch} if self.scratch else {})
         lines = [*self.setup, *(f"module load {quoted(module)} || exit 1" for module in self.modules)]
         if self.conda:

@@ -128,7 +128,7 @@ def _of_training(config: Train, plan: Plan, gpu: Gpu | None, images_per_s: float
     sizes, moments = planner.sizes, len(config.optimizer.moments)
     flops = _flops(config, planner, amount.steps)
     rows = images_of_step(config) / config.data.batch
-    throughput = given(images_per_s) or measured(config, plan)
+    throughput = given(images_per_s) or measured(config, plan, gpu)
     throughput = throughput or assumed(
         gpu, config.engine.precision, plan.num_ranks, flops / (amount.steps * config.data.batch)
     )
@@ -190,7 +190,7 @@ def _problem(total: int, capacity: int | None, device: str, advice: tuple[str, .
     if capacity is None or total <= capacity:
         return None
     instead = " or ".join(advice) or "no setting would do: take more ranks, a larger device, a smaller model or images"
-    text = f"{device} has {_bytes(capacity)}, and each rank needs about {_bytes(total)}; {instead}; or submit with --no-estimate"
+    text = f"{device} has {_bytes(capacity)}, and each rank needs about {_bytes(total)}; {instead}"
     return "memory", text
 
 

@@ -20,8 +20,8 @@ import submitit
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import _make_sbatch_string
 
-from launcher import tasks
-from launcher.cluster import visible_gpus
+from launcher import bad_nodes, tasks
+from launcher.cluster import NoAnswer, ask, visible_gpus
 from launcher.plan import Plan
 from launcher.ticket import LocalTicket, SlurmTicket
 from retrieval_train.config import ConfigError
@@ -33,7 +33,8 @@ def submit(plan: Plan, run: RunDir, launch: Callable[[], object]) -> LocalTicket
     run.scheduler.mkdir(parents=True, exist_ok=True)
     tasks.write(run.scheduler, [run])
     if plan.scheduler == "slurm":
-        return submit_array(plan, [launch], code=run.code, folder=run.scheduler, name=run.path.name)[0]
+        name, root = run.path.name, run.path.parent
+        return submit_array(plan, [launch], code=run.code, folder=run.scheduler, name=name, runs_root=root)[0]
     executor = _Local(plan, run) if plan.scheduler == "local" else _Allocation(plan, run)
     executor.submit(launch)
     return LocalTicket.of(executor.pid)
@@ -46,22 +47,26 @@ def submit_array(
     code: Path,
     folder: Path,
     name: str,
+    runs_root: Path,
     parallel: int = 256,
     after: str = "",
 ) -> list[SlurmTicket]:
     """One job of SLURM with a task for each of `tasks.json` in `folder`, at most `parallel` at once.
 
-    `folder` is submitit's, for this job alone; `after` a condition as sbatch's --dependency has them. Raises ConfigError
-    with sbatch's words when it refuses.
+    `folder` is submitit's, for this job alone; `after` a condition as sbatch's --dependency has them. Nodes that failed
+    for runs of `runs_root` are left out. Raises ConfigError with sbatch's words when it refuses.
     """
+    leave_out = _to_leave_out(plan, runs_root)
     executor = submitit.SlurmExecutor(folder=folder, python=_supervised(plan, folder))
-    executor.update_parameters(**_slurm_parameters(plan, code, folder, name=name, after=after))
+    executor.update_parameters(**_slurm_parameters(plan, code, folder, name=name, after=after, leave_out=leave_out))
     executor.update_parameters(array_parallelism=parallel)
     try:
         with _without_sbatch_variables(), executor.batch():
             jobs = [executor.submit(launch) for launch in launches]
     except submitit.core.utils.FailedJobError as error:
-        raise ConfigError("sbatch refuses", [("its words", line) for line in str(error).splitlines()]) from error
+        words = [("its words", line) for line in str(error).splitlines()]
+        ours = [("left out", f"{', '.join(leave_out)}, which failed before; `status.py nodes` says why, and forgets")]
+        raise ConfigError("sbatch refuses", words + (ours if leave_out else [])) from error
     return [SlurmTicket(job.job_id) for job in jobs]
 
 
@@ -83,9 +88,21 @@ def rank_command(plan: Plan, run: RunDir) -> str:
 
 def sbatch_text(plan: Plan, run: RunDir) -> str:
     """The file that sbatch gets, made without writing it."""
-    parameters = _slurm_parameters(plan, run.code, run.scheduler, name=run.path.name)
+    leave_out = _to_leave_out(plan, run.path.parent)
+    parameters = _slurm_parameters(plan, run.code, run.scheduler, name=run.path.name, leave_out=leave_out)
     text: str = _make_sbatch_string(command=rank_command(plan, run), folder=run.scheduler, **parameters)
     return text
+
+
+def _to_leave_out(plan: Plan, runs_root: Path) -> tuple[str, ...]:
+    """Nodes that failed and that SLURM still knows; none where the user named the nodes."""
+    found = () if "nodelist" in plan.sbatch else bad_nodes.to_leave_out(runs_root)
+    if not found:
+        return ()
+    with contextlib.suppress(NoAnswer):
+        known = set(ask(["sinfo", "-h", "-N", "-o", "%N"]).split())
+        found = tuple(node for node in found if node in known)
+    return found
 
 
 def _supervised(plan: Plan, folder: Path) -> str:
@@ -106,11 +123,18 @@ def _supervised(plan: Plan, folder: Path) -> str:
     return shlex.join([*supervise, "--", *(plan.python or (sys.executable,))])
 
 
-def _slurm_parameters(plan: Plan, code: Path, folder: Path, *, name: str, after: str = "") -> dict[str, Any]:
+def _slurm_parameters(
+    plan: Plan, code: Path, folder: Path, *, name: str, after: str = "", leave_out: Sequence[str] = ()
+) -> dict[str, Any]:
     path = shlex.quote(str(code))
-    follows = {"dependency": after, "kill-on-invalid-dep": "yes"} if after else {}
+    theirs = dict(plan.sbatch)
+    if after:  # a comma is SLURM's `and`
+        theirs["dependency"] = ",".join([after, *([str(theirs["dependency"])] if "dependency" in theirs else [])])
+        theirs["kill-on-invalid-dep"] = "yes"
+    if leave_out:
+        theirs["exclude"] = ",".join([*([str(theirs["exclude"])] if "exclude" in theirs else []), *leave_out])
     # Python starts in the run's own code, so that this comes before whatever lies where the user stood
-    ours = {"chdir": str(code), "requeue": True, "output": str(folder / "%j_batch.log"), **follows}
+    ours = {"chdir": str(code), "requeue": True, "output": str(folder / "%j_batch.log")}
     return {
         "job_name": name,
         "nodes": plan.nodes,
@@ -125,7 +149,7 @@ def _slurm_parameters(plan: Plan, code: Path, folder: Path, *, name: str, after:
         "qos": plan.qos,
         "wckey": None,  # submitit's own, which clusters that track such keys do not know
         "stderr_to_stdout": True,
-        "additional_parameters": {**ours, **plan.sbatch},
+        "additional_parameters": {**ours, **theirs},
         "setup": [*plan.setup, f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"],
         "use_srun": False,  # supervise.py calls it
     }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from jobs import failure as failures
 from jobs.job import JobConfig
 from launcher import snapshot, tracked
 from launcher import ticket as tickets
@@ -113,7 +114,8 @@ def prepare(
     write_json(run.plan, about | code.provenance, durable=False)
     write_text(run.config, configs.dump(config), durable=False)
     tracked.assign(run, config)
-    for stale in (run.error, run.failure, run.progress, run.ticket):
+    failures.clear(run)
+    for stale in (run.progress, run.ticket):
         stale.unlink(missing_ok=True)
     run.set_state("planned", durable=False)
 

@@ -36,6 +36,7 @@ KNOWN = (
     Gpu("h100-80", 79.1, "NVIDIA H100 80GB HBM3"),
     Gpu("a100-80", 79.2, "NVIDIA A100-SXM4-80GB"),
     Gpu("gh200", 94.5, "NVIDIA GH200"),
+    Gpu("h20", 95.0, "NVIDIA H20"),
     Gpu("h200", 139.8, "NVIDIA H200"),
     Gpu("b200", 178.4, "NVIDIA B200"),
     Gpu("mi300x", 191.7, "AMD Instinct MI300X"),
@@ -58,9 +59,7 @@ def find(text: str) -> Gpu:
             return Gpu(f"{gib:g} GB", gib)
     name = _bare(text)
     found = [gpu for gpu in KNOWN if name in (_bare(gpu.name), _bare(gpu.device_name or ""))]
-    found = found or [
-        gpu for gpu in KNOWN if name and _bare(gpu.name).startswith(name)
-    ]  # h100: the only one of its name
+    found = found or [gpu for gpu in KNOWN if name and name == _bare(gpu.name.partition("-")[0])]  # without a size
     if not found:
         names = ", ".join(gpu.name for gpu in KNOWN)
         problem = f"{text!r} is no GPU that is known here; there are: {names}, or a number of GB"

@@ -11,16 +11,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from jobs import failure as failures
 from launcher.executors import Placement, placement
 from retrieval_train.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a rank that SIGTERM ended: it may have had nothing to do with this rank."""
 _FIRST_PORT, _NUM_PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
 _NEIGHBOUR_S = 2.0  # by how much one node may hear of a preemption before another
 
@@ -55,8 +59,7 @@ class Launch:
 
     def _stopped(self, run: RunDir) -> None:
         if run.state != "done":  # else the signal came while the processes were taken down
-            run.error.unlink(missing_ok=True)
-            run.failure.unlink(missing_ok=True)
+            failures.clear(run)
             run.set_state("preempted")
 
 
@@ -81,7 +84,11 @@ class _Told:
         raise _Stop("told to stop by SIGUSR2")
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        raise SystemExit("ended by SIGTERM: cancelled, out of time, or another rank failed")
+        print(
+            "ended by SIGTERM: cancelled, out of time, preempted without warning, or another rank failed",
+            file=sys.stderr,
+        )
+        raise SystemExit(TERMINATED)
 
 
 def rank_variables(place: Placement, *, cores: int) -> dict[str, str]:

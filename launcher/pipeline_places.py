@@ -69,6 +69,10 @@ def plans_of(found: Pipeline, stages: Sequence[Stage], wheres: Mapping[str, Wher
                 device=run.get("device", "auto"),
                 run_dir=stage.run.path if stage.run else pipeline_stages.runs_root(stage.values) / run["name"],
             )
+            config = pipeline_stages.config_so_far(stage)
+            if config is not None:
+                told = config.problems_with(made[name].num_ranks)
+                problems += [(f"{name}.{key}", text) for key, text in told]
         except ConfigError as error:
             problems += [(f"{name}: {key}", text) for key, text in error.problems]
     if problems:

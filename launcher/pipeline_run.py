@@ -16,13 +16,25 @@ from pathlib import Path
 
 from jobs.job import JobConfig
 from jobs.training import origin
-from launcher import deferred, executors, folder, pipeline_places, pipeline_stages, snapshot, submission, watch
+from launcher import (
+    deferred,
+    dry_run,
+    executors,
+    folder,
+    following,
+    pipeline_places,
+    pipeline_stages,
+    snapshot,
+    submission,
+    watch,
+)
+from launcher.following import Ending
 from launcher.pipeline import Pipeline, Step
 from launcher.pipeline_places import Where
 from launcher.pipeline_stages import Stage
 from launcher.plan import Plan, describe
 from launcher.snapshot import Code
-from launcher.submission import Ending, Ready, Started
+from launcher.submission import Ready, Started
 from launcher.ticket import SlurmTicket
 from retrieval_train.rundir import RunDir
 
@@ -36,7 +48,7 @@ def submit(options: argparse.Namespace, found: Pipeline, *, command: str) -> int
     pipeline_places.refuse_options(options, wheres)
     planned = pipeline_places.plans_of(found, stages, wheres)
     if options.dry_run:
-        return _print_stages(stages, planned)
+        return _print_stages(stages, planned, wheres)
     code = snapshot.keep(pipeline_stages.runs_root(stages[0].values))
     runs = _Runs(found, wheres, planned, command, code, is_again=options.again)
     if next(iter(wheres.values())).place.cluster.scheduler == "slurm":
@@ -44,16 +56,29 @@ def submit(options: argparse.Namespace, found: Pipeline, *, command: str) -> int
     return runs.one_after_the_other(stages)
 
 
-def _print_stages(stages: Sequence[Stage], planned: Mapping[str, Plan]) -> int:
+def _print_stages(stages: Sequence[Stage], planned: Mapping[str, Plan], wheres: Mapping[str, Where]) -> int:
     print(pipeline_stages.table(stages))
     first = next((stage for stage in stages if stage.run is not None and not stage.is_done), None)
-    if first is None or first.run is None:
-        return 0
-    print(f"\nthe first that is to run, {first.step.name}:\n")
-    plan = planned[first.step.name]
-    sbatch = executors.sbatch_text(plan, first.run) if plan.scheduler == "slurm" else None
-    print(describe(plan, state=first.run.state, command=executors.rank_command(plan, first.run), sbatch=sbatch))
+    if first is not None and first.run is not None:
+        print(f"\nthe first that is to run, {first.step.name}:\n")
+        plan = planned[first.step.name]
+        sbatch = executors.sbatch_text(plan, first.run) if plan.scheduler == "slurm" else None
+        print(describe(plan, state=first.run.state, command=executors.rank_command(plan, first.run), sbatch=sbatch))
+    for stage in stages:
+        name = stage.step.name
+        if stage.is_done or stage.values["job"] != "train":
+            continue
+        if words := _needs(stage, planned[name], wheres[name].options):
+            print(f"\nstage {name}:\n{words}")
     return 0
+
+
+def _needs(stage: Stage, plan: Plan, options: argparse.Namespace) -> str:
+    """What a stage needs that is not done, as far as its config is known."""
+    config = pipeline_stages.config_so_far(stage)
+    if config is None:
+        return f"no estimate before {', '.join(stage.needs)} is done"
+    return dry_run.needs_of(options, config, plan, refuse=False)
 
 
 @dataclass
@@ -101,10 +126,10 @@ class _Runs:
             self._fail(stage.step, error)
             return Ending(1), None
         if started.ticket is None:
-            submission.say_done(one.run)
+            following.say_done(one.run)
             return Ending(0), one.run
         options = self.wheres[stage.step.name].options
-        ending = submission.follow(options, one.run, started.ticket, is_ours=started.is_ours)
+        ending = following.follow(options, one.run, started.ticket, is_ours=started.is_ours)
         if ending.code:
             self.failed.append(stage.step.name)
         return ending, one.run
@@ -179,9 +204,8 @@ class _Runs:
             refresh_code=options.refresh_code,
         )
         name = f"{self.pipeline.name}-{stage.step.name}"
-        after = ":".join(["afterok", *(one.job_id for one in before.values())])
         root = pipeline_stages.runs_root(stage.values)
-        return deferred.submit([waiting], self.code, runs_root=root, name=name, after=after)[0]
+        return deferred.submit([waiting], self.code, runs_root=root, name=name, after=_all_done(before))[0]
 
     def _wait(self, stages: Sequence[Stage], jobs: Mapping[str, SlurmTicket]) -> int:
         for stage in stages:
@@ -192,7 +216,7 @@ class _Runs:
             if run is None:
                 continue
             options = self.wheres[stage.step.name].options
-            if submission.follow(options, run, ticket, is_ours=False).is_interrupted:
+            if following.follow(options, run, ticket, is_ours=False).is_interrupted:
                 return 130
         now = pipeline_stages.look(self.pipeline)
         print(pipeline_stages.table(now))
@@ -225,6 +249,11 @@ class _Runs:
         table = shlex.join(["python", "launcher/status.py", "pipeline", self.pipeline.where, *self.pipeline.said])
         _say(f"{count} stages; how they stand: {table}")
         return 0
+
+
+def _all_done(jobs: Mapping[str, SlurmTicket]) -> str:
+    """As sbatch's --dependency has it; empty where what was needed has come to its end since it was looked at."""
+    return ":".join(["afterok", *(one.job_id for one in jobs.values())]) if jobs else ""
 
 
 def _wait_for_the_run(stage: Stage, ticket: SlurmTicket) -> RunDir | None:

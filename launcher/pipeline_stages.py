@@ -106,6 +106,18 @@ def _early_problems(stage: Stage) -> Problems:
     return [(key, text) for key, text in found if not any(key == one or key.startswith(f"{one}.") for one in waits)]
 
 
+def config_so_far(stage: Stage) -> JobConfig | None:
+    """With {stage} in the place of the run folders that are not there yet; None where it is no config like that."""
+    if stage.config is not None:
+        return stage.config
+    kind = job.find(stage.values.get("job"), where=str(stage.step.file)).Config
+    try:
+        config: JobConfig = configs.check(kind, stage.values, where=str(stage.step.file))
+    except ConfigError:
+        return None
+    return config
+
+
 def _keys_that_wait(value: Any, under: str = "") -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, inner in value.items():

@@ -40,6 +40,7 @@ _OURS = {
     "requeue": "requeue in the cluster's file",
     "no-requeue": "requeue: {preempted: 0, timed_out: 0, node: 0, crash: 0} in the cluster's file",
     "array": "several values for a key of the config, which is a sweep",
+    "kill-on-invalid-dep": "nothing: what waits for a run that failed is cancelled",
     "wrap": "nothing: the launcher writes the script",
     "wait": "--wait of the launcher, without --sbatch",
     "parsable": "nothing: the launcher reads sbatch's answer",

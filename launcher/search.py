@@ -11,6 +11,7 @@ values, and tells it in the end what they reached. Both are lines in a file that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from jobs import failure as failures
 from launcher import folder as folders
 from launcher.draws import Draw
 from retrieval_train.config import Section
@@ -31,7 +33,8 @@ from retrieval_train.rundir import RunDir, read_json, write_json
 if TYPE_CHECKING:
     import optuna
 
-_PATIENCE_S = 300.0  # all tasks of an array may ask at the same moment, one after the other
+# all tasks of an array may ask at the same moment, one after the other, and each reads all trials
+_PATIENCE_S, _PATIENCE_PER_TRIAL_S = 300.0, 5.0
 _ADAPTIVE_TRIES, _TRIES = 20, 100  # how often values that were tried already are thrown away; then, more freely
 _HOPELESS = ("user_error", "not_finite")
 """Kinds of failures that another start would only repeat."""
@@ -103,8 +106,8 @@ def outcome(run: RunDir, metric: str) -> Outcome | None:
     if state == "done":
         return _reached(run, metric)
     if state == "failed":
-        kind = read_json(run.failure).get("kind") if run.failure.is_file() else None
-        return Outcome("hopeless" if kind in _HOPELESS else "failed")
+        told = failures.read(run)
+        return Outcome("hopeless" if told is not None and told.failure.kind in _HOPELESS else "failed")
     return Outcome("failed") if state == "preempted" else None
 
 
@@ -149,7 +152,7 @@ class Study:
     def begin(self, number: int) -> Trial:
         """The trial with its values: those that it was given before, or new ones. Raises ValueError where there are no
         more."""
-        with folders.only_one_submits(self.folder, patience_s=_PATIENCE_S):
+        with self._alone():
             begun = self.trials()
             mine = next((trial for trial in begun if trial.number == number), None)
             if mine is None:
@@ -159,7 +162,7 @@ class Study:
 
     def tell(self, number: int, found: Outcome) -> Trial:
         """The trial after its run has ended. What was told before stays, unless the trial could be tried again."""
-        with folders.only_one_submits(self.folder, patience_s=_PATIENCE_S):
+        with self._alone():
             trial = next(trial for trial in self.trials() if trial.number == number)
             if not trial.is_over and found.ending != trial.ending:
                 self._tell(trial, found)
@@ -184,6 +187,22 @@ class Study:
                 return Trial(number, asked.number, values)
             study.tell(asked, state=TrialState.FAIL)
         raise ValueError(f"trial {number}: {_TRIES} times only values that were tried already; lower search.count")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One asks or tells at a time. Raises ValueError after minutes."""
+        import optuna  # noqa: F401 - takes seconds, in which the others need not wait
+
+        patience_s = _PATIENCE_S + _PATIENCE_PER_TRIAL_S * self.search.count
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(folders.only_one_submits(self.folder, patience_s=patience_s))
+            except ValueError as error:
+                raise ValueError(
+                    f"other trials of this search have held {self.folder} for {patience_s:g} s: is its file system slow, "
+                    "or one of them stuck? Submitting again goes on with the trials that are left"
+                ) from error
+            yield
 
     def _tell(self, trial: Trial, found: Outcome) -> None:
         from optuna.trial import TrialState, create_trial

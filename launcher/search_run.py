@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import JobConfig
-from launcher import activity, deferred, dry_run, search, search_task, snapshot, submission
+from launcher import activity, deferred, dry_run, following, search, search_task, snapshot, submission
 from launcher import folder as folders
+from launcher.following import Ending
 from launcher.place import Place
 from launcher.points import Sweep
 from launcher.search import Outcome, Study
 from launcher.snapshot import Code
-from launcher.submission import Ending, Ready
+from launcher.submission import Ready
 from retrieval_train.config import ConfigError
 from retrieval_train.evaluation.metrics import METRICS
 
@@ -95,12 +96,11 @@ class _Trials:
             point = self.sweep.trial(number, trial.values)
             _say(f"trial {number} of {self.sweep.search.count}: {point.name}")
             try:
-                config = self.sweep.config(point)
+                one = submission.ready(self.options, self.place, self.sweep.config(point))
             except ConfigError as error:  # values that are no config together
                 print(error, file=sys.stderr)
                 self.study.tell(number, Outcome("hopeless"))
                 continue
-            one = submission.ready(self.options, self.place, config)
             ending = self._to_its_end(one)
             if (found := search.outcome(one.run, self.sweep.search.metric)) is not None:
                 self.study.tell(number, found)
@@ -112,9 +112,9 @@ class _Trials:
     def _to_its_end(self, one: Ready) -> Ending:
         started = submission.start(self.options, one, command=self.command, code=self.code, belongs_to=self._belongs_to)
         if started.ticket is None:
-            submission.say_done(one.run)
+            following.say_done(one.run)
             return Ending(0)
-        return submission.follow(self.options, one.run, started.ticket, is_ours=started.is_ours)
+        return following.follow(self.options, one.run, started.ticket, is_ours=started.is_ours)
 
     # --- on SLURM
 

@@ -16,6 +16,7 @@ from retrieval_train.rundir import RunDir, write_text
 
 _CANCEL_S = 90.0
 _AGAIN_S = 10.0
+_WAITS = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 _TOLD = "; the same submit goes on with it"
 
 Named = tuple[RunDir, str | None]
@@ -154,7 +155,7 @@ def _requeue(run: RunDir, seen: activity.Activity) -> str:
     if seen.is_active is None:
         raise ValueError(f"{run.state}: {seen.words}. {_gone_for_good(run)}")
     if seen.is_active and seen.ticket is not None:
-        return _back_into_the_queue(run, seen.ticket)
+        return _back_into_the_queue(run, seen.ticket, seen.job_state)
     if run.state == "done":
         raise ValueError("is done; `submit.py --again` with its config runs it from the start")
     from launcher import submission
@@ -163,13 +164,24 @@ def _requeue(run: RunDir, seen: activity.Activity) -> str:
     return f"submitted again with its own code, {ticket.in_words()}"
 
 
-def _back_into_the_queue(run: RunDir, ticket: Ticket) -> str:
-    """The ranks get the signal that a preemption would send: they save, and the supervisor queues the run again."""
+def _back_into_the_queue(run: RunDir, ticket: Ticket, job_state: str) -> str:
+    """The ranks get the signal that a preemption would send: they save, and the supervisor queues the run again.
+
+    By SLURM's word for the job: the run's own state is behind it while the job starts or ends. Raises ValueError.
+    """
     if not isinstance(ticket, SlurmTicket):
         raise ValueError(
             f"is active as {ticket.in_words()}, and this machine has no queue: cancel it, then submit again"
         )
-    if run.state == "queued":
+    if job_state in _WAITS:
         raise ValueError(f"waits in the queue already ({ticket.in_words()})")
+    if job_state != "RUNNING" or (run.state == "queued" and not _has_ranks(ticket)):
+        raise ValueError(f"{ticket.in_words()} is {job_state}, and there is no rank to tell; ask again in a moment")
     cluster.ask(["scancel", "--signal=USR2", ticket.job_id], timeout_s=60)  # to the steps, not the batch script
     return f"told {ticket.in_words()} to save and go back into the queue"
+
+
+def _has_ranks(ticket: SlurmTicket) -> bool:
+    """Whether the job has a step beside that of its script."""
+    steps = cluster.ask(["squeue", "-h", "-s", "-j", ticket.job_id, "-o", "%i"], timeout_s=60).split()
+    return any(step.rpartition(".")[2].isdecimal() for step in steps)

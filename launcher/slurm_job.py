@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from launcher.cluster import NoAnswer, ask, job_state
 
-_GONE = {"DOWN", "FAIL", "NO_RESPOND", "POWERED_DOWN", "NOT_RESPONDING", "UNKNOWN"}
+_GONE = {"DOWN", "FAIL", "NO_RESPOND", "NOT_RESPONDING", "UNKNOWN"}
 _LOST_NODE = re.compile(
     r"srun: error: (?:Node failure on (?P<nodes>\S+)|Task launch for \S+ failed on node (?P<node>[^:\s]+)"
     r"|Aborting, io error and missing step on node (?P<index>\d+))"
@@ -40,8 +41,8 @@ def seconds_left(job_id: str) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def how_the_last_start_ended(job_id: str, nodes: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """(SLURM's word for the end of the start before this one, the nodes of it that are not there any more).
+def how_the_last_start_ended(job_id: str, nodes: Sequence[str], begun: float) -> tuple[str, tuple[str, ...]]:
+    """(SLURM's word for the end of the start before this one, the nodes of it that went away or began anew since `begun`).
 
     The word is empty where there is no accounting.
     """
@@ -54,9 +55,18 @@ def how_the_last_start_ended(job_id: str, nodes: Sequence[str]) -> tuple[str, tu
     with contextlib.suppress(NoAnswer):
         for line in ask(["scontrol", "-o", "show", "node", ",".join(nodes)]).splitlines():
             about = dict(word.partition("=")[::2] for word in line.split())
-            if _GONE & set(re.split(r"[+*]+", about.get("State", ""))) or about.get("State", "").endswith("*"):
+            words = about.get("State", "")
+            if _GONE & set(re.split(r"[+*]+", words)) or words.endswith("*") or _booted(about) > begun:
                 lost.append(about["NodeName"])
     return state, tuple(lost)
+
+
+def _booted(about: Mapping[str, str]) -> float:
+    """Seconds since 1970; 0 where SLURM does not say."""
+    try:
+        return datetime.datetime.fromisoformat(about["BootTime"]).timestamp()
+    except (KeyError, ValueError):
+        return 0.0
 
 
 def end_steps(job_id: str, name: str) -> None:
@@ -79,12 +89,25 @@ def lost(line: str, nodes: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def requeue(job_id: str) -> None:
-    """Put the running job back into the queue. Raises NoAnswer with SLURM's words."""
-    state = job_state(job_id)
-    if state is None or state[0] != "RUNNING":  # cancelled or out of time: not to be brought back to life
-        raise NoAnswer(f"it is {state[0] if state else 'gone'}")
-    ask(["scontrol", "requeue", job_id], timeout_s=60)
+def requeue(job_id: str, *, patience_s: float = 300.0) -> str:
+    """Put the running job back into the queue: "" when it is, else SLURM's word for what it is instead of running.
+
+    A controller that does not answer is asked again, with growing pauses. Raises NoAnswer with its words after
+    `patience_s`.
+    """
+    until, pause_s = time.monotonic() + patience_s, 2.0
+    while True:
+        try:
+            state = job_state(job_id)
+            if state is None or state[0] != "RUNNING":  # cancelled or out of time: not to be brought back to life
+                return state[0] if state else "gone"
+            ask(["scontrol", "requeue", job_id], timeout_s=60)
+            return ""
+        except NoAnswer:
+            if time.monotonic() + pause_s > until:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 30.0)
 
 
 def leave_out(job_id: str, nodes: Sequence[str], *, timeout_s: float) -> bool:

@@ -40,15 +40,16 @@ class Code:
 def keep(runs_root: Path) -> Code:
     """The working tree as it is now, in `<runs_root>/.code/<digest>`: copied unless it lies there already."""
     files = [file for name in _COPIED for file in sorted((REPO / name).rglob("*")) if _is_copied(file)]
+    held = {file.relative_to(REPO): file.read_bytes() for file in files}  # so that what is written is what was hashed
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(REPO)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    for inner, content in held.items():
+        digest.update(f"{inner}\0{len(content)}\0".encode() + content)
     folder = runs_root / ".code" / digest.hexdigest()[:16]
     if not folder.is_dir():
         with written_aside(folder) as aside:
-            for file in files:
-                (aside / file.relative_to(REPO)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, aside / file.relative_to(REPO))
+            for inner, content in held.items():
+                (aside / inner).parent.mkdir(parents=True, exist_ok=True)
+                (aside / inner).write_bytes(content)
     return Code(folder, provenance())
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import shlex
+import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from jobs import failure as failures
 from jobs import job
 from jobs.job import JobConfig
-from launcher import activity, bad_nodes, executors, folder, tasks, tracked, watch
+from launcher import activity, executors, folder, following, tasks, watch
 from launcher import options as options_of
 from launcher import ticket as tickets
 from launcher.activity import Activity
@@ -26,7 +26,7 @@ from launcher.plan import Plan, make
 from launcher.snapshot import Code
 from launcher.ticket import LocalTicket, SlurmTicket, Ticket
 from retrieval_train.config import ConfigError
-from retrieval_train.rundir import RunDir, State, read_json
+from retrieval_train.rundir import RunDir, read_json
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,6 @@ class Ready:
     link: Path
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How following a run ended."""
-
-    code: int
-    """The command's exit code."""
-    is_interrupted: bool = False
-    """Whether by Ctrl-C."""
-
-
 # --- from options and config to a plan
 
 
@@ -59,18 +49,11 @@ def ready(options: argparse.Namespace, place: Place, config: JobConfig) -> Ready
     plan = make(
         request, place.cluster, place.there, job=config.job, device=device, run_dir=run.path, by_hand=place.by_hand
     )
+    if problems := config.problems_with(plan.num_ranks):
+        raise ConfigError("config", problems)
     link = folder.link_of(config)
     _refuse_own_link(options, link)
-    return Ready(config, run, _without_bad_nodes(plan), link)
-
-
-def _without_bad_nodes(plan: Plan) -> Plan:
-    """SLURM is asked for other nodes than those that failed; `status.py nodes` shows them."""
-    bad = bad_nodes.to_leave_out(plan.run_dir.parent) if plan.scheduler == "slurm" else ()
-    if not bad:
-        return plan
-    named = [str(plan.sbatch["exclude"])] if "exclude" in plan.sbatch else []
-    return replace(plan, sbatch={**plan.sbatch, "exclude": ",".join([*named, *bad])})
+    return Ready(config, run, plan, link)
 
 
 def _refuse_own_link(options: argparse.Namespace, link: Path) -> None:
@@ -191,7 +174,7 @@ def _refuse_while_active(options: argparse.Namespace, run: RunDir, ticket: Ticke
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise ValueError(
-            f"{option}: {watch.shown(run.path)} is active ({ticket.in_words()}); first {_status('cancel', run)}"
+            f"{option}: {watch.shown(run.path)} is active ({ticket.in_words()}); first {following.how_to('cancel', run)}"
         )
 
 
@@ -215,7 +198,13 @@ def _hand_over_arrays(many: Sequence[Ready], name: str, *, parallel: int) -> dic
         launches = [Launch(one.plan.job, str(one.run.path)) for one in group]
         with _handing_over(runs):
             found = executors.submit_array(
-                group[0].plan, launches, code=code, folder=here, name=name, parallel=parallel
+                group[0].plan,
+                launches,
+                code=code,
+                folder=here,
+                name=name,
+                runs_root=runs[0].path.parent,
+                parallel=parallel,
             )
             for run, ticket in zip(runs, found, strict=True):
                 tickets.write(run, ticket, durable=False)
@@ -232,7 +221,7 @@ def array_folder(runs_root: Path, name: str) -> Path:
 def _handing_over(runs: Sequence[RunDir]) -> Iterator[None]:
     for run in runs:
         run.set_state("queued", durable=False)  # before it starts: from then on the state is the job's
-    with _ctrl_c_waits():
+    with _signals_wait():
         try:
             yield
         except BaseException:
@@ -249,7 +238,8 @@ def resubmit(run: RunDir) -> Ticket:
         if run.state == "done":
             raise ValueError(f"{watch.shown(run.path)} is done; submit it with --again to run it from the start")
         plan = Plan.from_dict(read_json(run.plan))
-        for stale in (run.error, run.failure, run.progress, run.ticket):
+        failures.clear(run)
+        for stale in (run.progress, run.ticket):
             stale.unlink(missing_ok=True)
         with _handing_over([run]):
             made = executors.submit(plan, run, Launch(plan.job, str(run.path)))
@@ -258,83 +248,18 @@ def resubmit(run: RunDir) -> Ticket:
 
 
 @contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """A run that was started must not be forgotten: Ctrl-C takes effect after its ticket is written."""
+def _signals_wait() -> Iterator[None]:
+    """A run that was started must not be forgotten: Ctrl-C and a lost terminal take effect after its ticket is written."""
     caught: list[int] = []
 
     def catch(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    before = signal.signal(signal.SIGINT, catch)
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if caught:
-        raise KeyboardInterrupt
-
-
-# --- after the submit
-
-
-def follow(options: argparse.Namespace, run: RunDir, ticket: Ticket, *, is_ours: bool) -> Ending:
-    """Ctrl-C stops a run of this machine that this command started; any other one goes on."""
-    wait = isinstance(ticket, LocalTicket) if options.wait is None else options.wait
-    how = f"follow: {_status('logs', run)} -f\ncancel: {_status('cancel', run)}"
-    about = [f"run {watch.shown(run.path)} ({ticket.in_words()})", *tracked.lines(run)]
-    print("\n".join(about), file=sys.stderr)
-    if not wait:
-        print(how, file=sys.stderr)
-        return Ending(0)
-    begun, is_interrupted = time.monotonic(), False
-    try:
-        state = watch.follow(run, ticket)
-    except KeyboardInterrupt:
-        if not (is_ours and isinstance(ticket, LocalTicket)):
-            print(f"\nthe run goes on: {watch.shown(run.path)} ({ticket.in_words()})\n{how}", file=sys.stderr)
-            return Ending(130, is_interrupted=True)
-        state, is_interrupted = _stop(run, ticket), True
-    code = _say_how_it_ended(run, state, time.monotonic() - begun)
-    for line in tracked.uploads(run):
-        print(line, file=sys.stderr)
-    return Ending(code, is_interrupted)
-
-
-def _stop(run: RunDir, ticket: LocalTicket) -> State:
-    """Ctrl-C: the run saves and stops; once more: it ends as it is."""
-    print(f"\n{watch.shown(run.path)} saves and stops; Ctrl-C once more ends it at once", file=sys.stderr)
-    ticket.cancel()
-    try:
-        return watch.follow(run, ticket)
-    except KeyboardInterrupt:
-        ticket.kill()
-        return tickets.settle(run, ticket)
-
-
-def _say_how_it_ended(run: RunDir, state: State, seconds: float) -> int:
-    if state == "done":
-        print(f"done in {seconds:.0f} s: {watch.shown(run.path)}{watch.results(run)}")
-        return 0
-    if state == "preempted":
-        print(
-            f"{watch.shown(run.path)} saved and stopped (preempted); the same command goes on with it", file=sys.stderr
-        )
-        return 1
-    if state != "failed":
-        print(f"{watch.shown(run.path)} was taken over by a newer submit, and is {state}", file=sys.stderr)
-        return 1
-    print(watch.failure(run), file=sys.stderr)
-    return 1
-
-
-def say_done(run: RunDir) -> int:
-    """For a run that `start` found done; exit code 0."""
-    print(
-        f"done already: {watch.shown(run.path)}; --again runs it from the start and keeps this one{watch.results(run)}"
-    )
-    return 0
-
-
-def _status(verb: str, run: RunDir) -> str:
-    script = watch.shown(Path(__file__).resolve().with_name("status.py"))
-    return f"python {shlex.quote(script)} {verb} {shlex.quote(watch.shown(run.path))}"
+        os.kill(os.getpid(), caught[0])

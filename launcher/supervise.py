@@ -14,56 +14,40 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from launcher import attempts, bad_nodes, slurm_job, tasks
+from jobs import failure as failures
+from jobs.failure import Failure
+from launcher import attempts, bad_nodes, slurm_job, tasks, verdict
+from launcher import ticket as tickets
 from launcher.attempts import Attempt, Requeue
 from launcher.bad_nodes import Incident
 from launcher.cluster import NoAnswer
+from launcher.ticket import LocalTicket, SlurmTicket
+from launcher.verdict import Death, Seen
 from retrieval_train.config import check
 from retrieval_train.rundir import RunDir, read_json, write_text
 
 log = logging.getLogger("launcher.supervise")
 
-_REQUEUED_S = 120.0  # after a requeue SLURM ends the job's processes well within this
+_TICKET_S = 60.0  # for the submit to write down which job it got
+_ENDED_S = 120.0  # after a requeue SLURM ends the job's processes well within this
 _EXCLUDE_S = 20.0  # SLURM takes other nodes for a job only while that waits, which it does a moment after the requeue
 _CANCEL_S = 60  # what the ranks get to save when their user cancels a run of an allocation
 _LATE_S = 75.0  # SLURM warns up to a minute early
-_WORDS: dict[str, attempts.Ending] = {  # SLURM's, for the end of a start that nobody else wrote down
-    "CANCELLED": "cancelled",
-    "NODE_FAIL": "node_failure",
-    "OUT_OF_MEMORY": "out_of_memory",
-    "TIMEOUT": "timed_out",
-}
-_GONE = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<task>\d+)[^:]*: (?P<how>.*)")
+_LAST_S = 20.0  # before the time limit: who has not saved by then is queued again unsaved, since afterwards nobody can
 
 
-@dataclass(frozen=True)
-class Death:
-    """The first task that srun saw end badly."""
-
-    node: str
-    rank: int
-    how: str
-    """srun's words: Killed, Segmentation fault, Exited with exit code 1."""
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it could not say why: Python's own errors end with a code."""
-        return not self.how.startswith("Exited with exit code")
-
-    @property
-    def was_told(self) -> bool:
-        """Whether the warning ended it: the rank was not yet far enough to listen."""
-        return self.how == "User defined signal 2"
+class _OutOfTime(Exception):
+    """Raised where the supervisor waits for srun."""
 
 
 class Supervisor:
@@ -81,53 +65,99 @@ class Supervisor:
 
     # --- one start
 
-    def start(self, srun: Sequence[str]) -> int:
-        """The exit code of the batch step: 0 only when the run is done."""
+    def start(self, srun: Sequence[str]) -> int | None:
+        """The exit code of the batch step, 0 only when the run is done; None where another start is to follow."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGUSR2, self._on_usr2)
-        signal.signal(signal.SIGALRM, self._on_alarm)
         if self._run.state == "done":  # a stage that somebody else has done meanwhile
             return 0
+        if not self._is_mine():
+            return 1
         nodes = slurm_job.my_nodes()
-        if (stop := self._account_for_the_last_start()) is not None:
+        if (stop := self._account_for_the_start_before()) is not None:
             return self._give_up(stop)
-        if self._in_queue and (unwanted := set(nodes) & set(self._to_leave_out())):
-            log.info("this job got %s, which failed before: back into the queue", ", ".join(sorted(unwanted)))
-            return self._back_into_the_queue(None)
         history = attempts.read(self._run)
         number = history[-1].number + 1 if history else 0
         attempt = Attempt(number, self._job_id, nodes, time.time(), attempts.step_of(self._run))
+        if self._in_queue and (unwanted := sorted(set(nodes) & set(self._to_leave_out()))):
+            words = f"SLURM gave {', '.join(unwanted)}, which failed before (`status.py nodes`)"
+            ended = replace(attempt, ended=time.time(), kind="bad_node", words=words)
+            return self._follow_up(attempts.decide(self._of_this_submit(history), ended, self._budgets))
         attempts.write(self._run, attempt)
+        self._run.set_state("queued")
+        failures.clear(self._run)
         log.info("start %d of %s on %s", number, self._run.path.name, ", ".join(nodes))
-        death = self._watch(srun, nodes)
-        is_over = self._run.state in ("done", "preempted")
-        if self._in_queue and self._terminated and not is_over and not self._is_late():
-            log.info("ended by SLURM: cancelled, or a node is lost; who comes next will know")
-            if self._lost:
-                attempts.write(self._run, replace(attempt, at_fault=self._lost))
-            return 1
-        ended = self._ended(attempt, death)
+        seen = self._watch(srun, nodes)
+        is_over = self._run.state in ("done", "preempted") or seen.ran_out
+        if self._in_queue and self._terminated and not is_over:
+            log.info("ended by SLURM: cancelled, out of time, or a node is lost; who comes next will know")
+            if seen.lost:
+                attempts.write(self._run, replace(attempt, at_fault=seen.lost))
+            self._run.set_state("queued")
+            failures.clear(self._run)
+            return None
+        ended = verdict.of(self._run, attempt, seen, signal_delay_s=self._signal_delay_s)
+        ended = replace(ended, step=verdict.step_of(self._run, counts_steps=self._counts_steps))
         ended = attempts.decide(self._of_this_submit(history), ended, self._budgets) if self._in_queue else ended
+        return self._follow_up(ended)
+
+    def _follow_up(self, ended: Attempt) -> int | None:
         attempts.write(self._run, ended)
         self._remember(ended)
-        log.info("start %d ended: %s%s", number, ended.kind, f": {ended.words}" if ended.words else "")
+        log.info("start %d ended: %s%s", ended.number, ended.kind, f": {ended.words}" if ended.words else "")
         if ended.kind == "done":
             return 0
         return self._back_into_the_queue(ended) if ended.queued_again else self._give_up(ended)
 
-    def _watch(self, srun: Sequence[str], nodes: Sequence[str]) -> Death | None:
-        """Until srun has ended; its messages go to the log."""
-        self._srun = subprocess.Popen(srun, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        assert self._srun.stderr is not None
-        death, is_ending = None, False
-        for line in self._srun.stderr:
-            log.info("%s", line.rstrip())
-            is_ending = is_ending or "Terminating" in line  # after it srun ends the others, who are not to blame
-            if (found := _GONE.match(line)) and not is_ending and (death is None or not death.is_silent):
-                death = Death(found["node"], int(found["task"]), found["how"].strip())
-            self._lost = tuple(dict.fromkeys((*self._lost, *slurm_job.lost(line, nodes))))
-        self._srun.wait()
-        return death
+    def _is_mine(self) -> bool:
+        """Whether the run's ticket names this job: the command that submitted it may have been killed, or been told that
+        sbatch failed when it had not, and a later one have started another job. Without any ticket the run is ours.
+        """
+        until = time.monotonic() + _TICKET_S
+        while (ticket := tickets.read(self._run)) is None and time.monotonic() < until:
+            time.sleep(0.5)
+        if ticket is None:
+            tickets.write(self._run, SlurmTicket(self._job_id))
+            return True
+        if isinstance(ticket, LocalTicket):
+            is_mine = not self._in_queue and ticket.pid == os.getpid()
+        else:
+            is_mine = self._in_queue and ticket == SlurmTicket(self._job_id)
+        if not is_mine:
+            log.info("the run belongs to %s: this job leaves it alone", ticket.in_words())
+        return is_mine
+
+    def _watch(self, srun: Sequence[str], nodes: Sequence[str]) -> Seen:
+        """Until srun has ended, or the time limit is too near; its messages go to the log."""
+        death: Death | None = None
+        ran_out = False
+        try:
+            self._call_before_the_limit()
+            self._srun = subprocess.Popen(
+                srun, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+            )
+            assert self._srun.stderr is not None
+            is_ending = False
+            for line in self._srun.stderr:
+                log.info("%s", line.rstrip())
+                is_ending = is_ending or "Terminating" in line  # after it srun ends the others, who are not to blame
+                if not is_ending and (death is None or not death.is_silent):
+                    death = verdict.death_of(line) or death
+                self._lost = tuple(dict.fromkeys((*self._lost, *slurm_job.lost(line, nodes))))
+            self._srun.wait()
+        except _OutOfTime:
+            ran_out = self._run.state not in ("done", "preempted")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        is_cancelled = self._terminated and not self._in_queue
+        return Seen(death, self._lost, self._is_late(), ran_out, is_cancelled)
+
+    def _call_before_the_limit(self) -> None:
+        """A job that SLURM has ended for its time cannot be queued again by anybody."""
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        left_s = slurm_job.seconds_left(self._job_id) if self._in_queue else None
+        if left_s:
+            signal.setitimer(signal.ITIMER_REAL, max(left_s - _LAST_S, 0.9 * left_s))
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         """SLURM itself tells every process of a job in the queue; in an allocation the user means this run alone."""
@@ -141,49 +171,22 @@ class Supervisor:
             self._tell_ranks(signal.SIGUSR2)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self._in_queue:
+            raise _OutOfTime
         self._tell_ranks(signal.SIGTERM)
 
     def _tell_ranks(self, number: signal.Signals) -> None:
         if self._srun is not None:
             self._srun.send_signal(number)
 
-    # --- why it ended
-
-    def _ended(self, attempt: Attempt, death: Death | None) -> Attempt:
-        step = attempts.step_of(self._run) if self._counts_steps else None
-        attempt = replace(attempt, ended=time.time(), step=step)
-        state = self._run.state
-        if state == "done":
-            return replace(attempt, kind="done")
-        if state == "preempted":
-            return replace(attempt, kind="timed_out" if self._is_late() else "preempted", words="saved and stopped")
-        if self._terminated and not self._in_queue:
-            return replace(attempt, kind="cancelled", words="cancelled")
-        if death is not None and death.was_told:
-            words = "told to stop before it had begun"
-            return replace(attempt, kind="timed_out" if self._is_late() else "preempted", words=words)
-        told = read_json(self._run.failure) if self._run.failure.exists() and self._run.error.exists() else None
-        is_odd = told is None or told["kind"] in ("error", "lost_rank")  # what the others say of a rank that is gone
-        if self._lost and is_odd:
-            words = f"lost {', '.join(self._lost)}"
-            return replace(attempt, kind="node_failure", words=words, at_fault=self._lost)
-        if death is not None and death.is_silent and is_odd:
-            words = f"rank {death.rank} on {death.node} ended without a word: {death.how}"
-            kind: attempts.Ending = "out_of_memory" if "memory" in death.how.lower() else "killed"
-            return replace(attempt, kind=kind, words=words)
-        if told is not None:
-            return replace(attempt, kind=told["kind"], words=told["words"], at_fault=tuple(told["nodes"]))
-        if self._terminated and self._is_late():
-            return replace(attempt, kind="timed_out", words="the time limit came before it had saved")
-        words = f"rank {death.rank} on {death.node}: {death.how}" if death else "srun ended, and no rank said why"
-        return replace(attempt, kind="error", words=words)
-
     def _is_late(self) -> bool:
         """Whether the time limit of this start is as good as reached."""
         left_s = slurm_job.seconds_left(self._job_id) if self._in_queue else None
         return left_s is not None and left_s <= self._signal_delay_s + _LATE_S
 
-    def _account_for_the_last_start(self) -> Attempt | None:
+    # --- the starts before
+
+    def _account_for_the_start_before(self) -> Attempt | None:
         """Close an attempt that ended together with its supervisor; it, if it was the last one that the budget allows."""
         known = attempts.read(self._run)
         if not known or known[-1].kind is not None:
@@ -191,14 +194,7 @@ class Supervisor:
         *history, last = known
         if not self._in_queue:
             slurm_job.end_steps(self._job_id, self._run.path.name)
-        state, lost = slurm_job.how_the_last_start_ended(last.job_id, last.nodes)
-        kind = _WORDS.get(state, "node_failure" if lost else "preempted")
-        lost = (last.at_fault or lost) if kind == "node_failure" else ()
-        words = (
-            f"lost {', '.join(lost)}" if lost else f"ended by SLURM{f' as {state}' if state else ''} without warning"
-        )
-        step = attempts.step_of(self._run) if self._counts_steps else None
-        ended = replace(last, ended=time.time(), step=step, kind=kind, words=words, at_fault=lost)
+        ended = verdict.of_the_start_before(last, step=verdict.step_of(self._run, counts_steps=self._counts_steps))
         is_mine = self._in_queue and last.job_id == self._job_id  # else somebody has submitted the run again since
         ended = attempts.decide(self._of_this_submit(history), ended, self._budgets) if is_mine else ended
         attempts.write(self._run, ended)
@@ -219,41 +215,48 @@ class Supervisor:
         """None where the user named the nodes: SLURM takes no others."""
         if "nodelist" in self._sbatch:
             return ()
-        certain = [node for a in attempts.read(self._run) if a.kind == "bad_node" for node in a.at_fault]
-        return tuple(sorted({*bad_nodes.to_leave_out(self._run.path.parent), *certain}))
+        runs_root = self._run.path.parent
+        starts = self._of_this_submit(attempts.read(self._run))
+        certain = {node for attempt in starts if attempt.kind == "bad_node" for node in attempt.at_fault}
+        return tuple(sorted({*bad_nodes.to_leave_out(runs_root), *(certain & set(bad_nodes.read(runs_root)))}))
 
     # --- what follows
 
-    def _back_into_the_queue(self, ended: Attempt | None) -> int:
+    def _back_into_the_queue(self, ended: Attempt) -> int | None:
         self._run.set_state("queued")
-        for stale in (self._run.error, self._run.failure):
-            stale.unlink(missing_ok=True)
+        failures.clear(self._run)
         try:
-            slurm_job.requeue(self._job_id)
+            instead = slurm_job.requeue(self._job_id)
         except NoAnswer as error:
-            words = f"SLURM job {self._job_id} is not queued again: {error}"
-            return self._give_up(replace(ended, words=f"{ended.words}; {words}", queued_again=False) if ended else None)
+            instead = f"not to be reached: {error}"
+        if instead:
+            is_cancelled = self._terminated and ended.kind == "preempted"
+            words = f"{ended.words}; not queued again: SLURM job {self._job_id} is {instead}"
+            ended = replace(ended, kind="cancelled" if is_cancelled else ended.kind, words=words, queued_again=False)
+            attempts.write(self._run, ended)
+            return self._give_up(ended)
         log.info("queued again")
         if leave_out := self._to_leave_out():
             unwanted = [str(self._sbatch["exclude"])] if "exclude" in self._sbatch else []
             is_told = slurm_job.leave_out(self._job_id, (*unwanted, *leave_out), timeout_s=_EXCLUDE_S)
             log.info("%s %s", "without" if is_told else "SLURM does not leave out", ", ".join(leave_out))
-        time.sleep(_REQUEUED_S)
-        raise SystemExit(f"not ended within {_REQUEUED_S:g} s of the requeue")
+        until = time.monotonic() + _ENDED_S
+        while not self._terminated and time.monotonic() < until:
+            time.sleep(0.2)
+        return None
 
-    def _give_up(self, ended: Attempt | None) -> int:
-        """The words are the ranks' own, where they had some; what depends on this job is cancelled by whoever waits."""
+    def _give_up(self, ended: Attempt) -> int:
+        """The words are the ranks' own, where they had some; SLURM cancels what depends on this job."""
         run = self._run
-        if ended is not None and ended.kind not in ("done", "preempted", "timed_out"):
-            run.set_state("failed")
-        elif run.state in ("queued", "running"):
-            run.set_state("preempted")
-        words = ended.words if ended else "not queued again"
+        has_saved = run.state == "preempted" or ended.kind in ("preempted", "timed_out")
+        if not has_saved and failures.read(run) is None and ended.kind is not None and ended.kind != "done":
+            failures.tell(run, 0, Failure(ended.kind, ended.words, ended.at_fault), is_verdict=True)
+        run.set_state("preempted" if has_saved else "failed")
         if not run.error.exists():
-            write_text(run.error, f"{words}\nThe same command goes on with it.\n")
-        elif "not queued again" in words:
+            write_text(run.error, f"{ended.words}\nThe same command goes on with it.\n")
+        elif "not queued again" in ended.words:
             first, _, rest = run.error.read_text(encoding="utf-8").partition("\n")
-            write_text(run.error, f"{first}\nnot queued again{words.partition('not queued again')[2]}\n{rest}")
+            write_text(run.error, f"{first}\nnot queued again{ended.words.partition('not queued again')[2]}\n{rest}")
         return 1
 
 
@@ -285,9 +288,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     supervisor = Supervisor(run, tasks.job_id(), in_queue=not options.allocation)
     os.environ |= {"SUBMITIT_EXECUTOR": "slurm", "LAUNCHER_RUN": str(run.path)}
-    code = supervisor.start(srun_command(run, options.srun, options.command))
-    tasks.ended(options.folder, run)
-    return code
+    try:
+        code = supervisor.start(srun_command(run, options.srun, options.command))
+    except Exception as error:  # it must not end a run without a word
+        log.error("%s", "".join(traceback.format_exception(error)))
+        if not run.error.exists():
+            write_text(
+                run.error, f"the supervisor failed: {type(error).__name__}: {error}\nThe same command goes on.\n"
+            )
+        run.set_state("failed")
+        code = 1
+    if code is not None:
+        tasks.ended(options.folder, run)
+    return 1 if code is None else code
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.training import origin
-from launcher import deferred, dry_run, points, search_run, snapshot, submission, watch
+from launcher import deferred, dry_run, following, points, search_run, snapshot, submission, watch
+from launcher.following import Ending
 from launcher.place import Place, find_place
 from launcher.points import Sweep
 from launcher.snapshot import Code
-from launcher.submission import Ending, Ready, Started
+from launcher.submission import Ready, Started
 from launcher.sweep import Point
 from launcher.ticket import SlurmTicket, Ticket
 from retrieval_train.config import ConfigError
@@ -202,12 +203,12 @@ class _Runs:
             self._fail(name, error)
             return Ending(1)
         if started.ticket is None:
-            submission.say_done(one.run)
+            following.say_done(one.run)
             return Ending(0)
         return self._follow(name, one.run, started.ticket, is_ours=started.is_ours)
 
     def _follow(self, name: str, run: RunDir, ticket: Ticket, *, is_ours: bool) -> Ending:
-        ending = submission.follow(self.options, run, ticket, is_ours=is_ours)
+        ending = following.follow(self.options, run, ticket, is_ours=is_ours)
         if ending.code:
             self.failed.append(name)
         return ending

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs import failure as failures
 from jobs import job
 from jobs.job import JobConfig
 from jobs.training import halving
@@ -146,10 +147,8 @@ def _result(made: Sweep, point: Point, config: JobConfig, metrics: Sequence[str]
 
 def _failure(run: RunDir) -> str:
     """With its kind, where it is known."""
-    try:
-        return f"failed: {str(read_json(run.failure)['kind']).replace('_', ' ')}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "failed"
+    told = failures.read(run)
+    return f"failed: {told.failure.kind.replace('_', ' ')}" if told else "failed"
 
 
 def _newest(config: JobConfig) -> tuple[RunDir, bool]:

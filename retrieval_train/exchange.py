@@ -46,7 +46,7 @@ def measure(world: Group, *, limit_s: float = 10) -> Exchange:
     """
     meeting = world.meeting
     assert meeting is not None and world.size > 1, "of the world that open_world gives, with several ranks"
-    patience_s = 4 * limit_s + 20
+    patience_s = 2 * limit_s + 15  # to connect, to swap, and what a busy machine takes
 
     def in_rounds(about: str, seconds: Callable[[int], float]) -> list[list[float]]:
         """Every rank's seconds in each round; no round begins before all ranks are done with the one before."""

@@ -57,7 +57,7 @@ class Meeting:
             here = dict.fromkeys(name for name in came if name)
             raise BadNode(
                 f"{len(missing_R)} of {size} ranks did not come within {limit_s / 60:g} min: {self.where(missing_R)}; "
-                f"those on {_some(here)} did. The node may be down, or its file system or setup lines slow: look at "
+                f"those on {listed(here)} did. The node may be down, or its file system or setup lines slow: look at "
                 "what the scheduler and the logs of these ranks say (run.join_minutes is how long they are waited for)",
                 nodes=(self.nodes[rank] for rank in missing_R if self.nodes[rank]),
             )
@@ -72,7 +72,7 @@ class Meeting:
         of_node: dict[str, list[int]] = {}
         for rank in ranks:
             of_node.setdefault(self.nodes[rank], []).append(rank)
-        return _some([_ranks(mine) + (f" on {node}" if node else "") for node, mine in of_node.items()])
+        return listed([_ranks(mine) + (f" on {node}" if node else "") for node, mine in of_node.items()])
 
     def every(self, about: str, value: Any, *, limit_s: float) -> list[Any]:
         """Each rank's value (anything of JSON) in rank order. `about` is used once.
@@ -134,7 +134,7 @@ def _ranks(ranks: list[int]) -> str:
     return f"ranks {', '.join(map(str, ranks))}"
 
 
-def _some(words: Iterable[str], *, most: int = 8) -> str:
+def listed(words: Iterable[str], *, most: int = 8) -> str:
     """A list that stays readable on a thousand nodes."""
     every = list(words)
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

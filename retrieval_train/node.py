@@ -9,12 +9,16 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-FREE = 0.9  # of a GPU's memory; less means that somebody else's process is on it
+from retrieval_train.meeting import first_line
+
+T = TypeVar("T")
+
+FREE, BUSY = 0.9, 0.5  # of a GPU's memory: below the first another process is on it, below the second it is in use
 _RELEASED_S = 10.0  # what the start before this one held on the GPU is gone by then
 _CODE = ("retrieval_train", "jobs", "launcher", "shards")
 _PACKAGES = ("torch", "deepspeed", "timm", "peft", "pydantic", "numpy")
@@ -41,6 +45,8 @@ class Facts:
     disks: dict[str, tuple[str, float]] = field(default_factory=dict)
     """What it is for -> (folder, free GB)."""
     versions: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    """What could not be looked at -> the error that it gave."""
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Facts:
@@ -50,11 +56,25 @@ class Facts:
 def look(
     node: str, *, began: float, device: Literal["auto", "cpu", "cuda"], folders: Mapping[str, Path], is_first: bool
 ) -> Facts:
-    """Of this rank's machine. `folders` by what they are for; the first rank of a node reads all our code for its digest."""
-    gpu = None if device == "cpu" else _gpu()
-    code = {"our code": code_digest(Path(__file__).resolve().parents[1])} if is_first else {}
-    disks = {name: (str(path), _free_gb(path)) for name, path in folders.items()}
-    return Facts(node, began, gpu, disks, {**_versions(is_cpu=gpu is None), **code})
+    """Of this rank's machine. `folders` by what they are for; the first rank of a node reads all our code for its digest.
+
+    What raises RuntimeError (CUDA) or OSError (a file system) is one of the rank's problems, not the end of it.
+    """
+    problems: dict[str, str] = {}
+
+    def found(what: str, probe: Callable[[], T]) -> T | None:
+        try:
+            return probe()
+        except (RuntimeError, OSError) as error:
+            problems[what] = f"{type(error).__name__}: {first_line(error)}"
+            return None
+
+    gpu = None if device == "cpu" else found("GPU", _gpu)
+    code = found("our code", lambda: code_digest(Path(__file__).resolve().parents[1])) if is_first else None
+    free_gb = {name: found(name, lambda path=path: _free_gb(path)) for name, path in folders.items()}  # type: ignore[misc]
+    disks = {name: (str(folders[name]), free) for name, free in free_gb.items() if free is not None}
+    versions = found("versions", lambda: _versions(is_cpu=gpu is None)) or {}
+    return Facts(node, began, gpu, disks, versions | ({"our code": code} if code else {}), problems)
 
 
 def _gpu() -> Gpu | None:
@@ -66,7 +86,7 @@ def _gpu() -> Gpu | None:
     about = torch.cuda.get_device_properties(index)
     until = time.monotonic() + _RELEASED_S
     free, total = torch.cuda.mem_get_info(index)
-    while free < FREE * total and time.monotonic() < until:
+    while free < BUSY * total and time.monotonic() < until:
         time.sleep(0.5)
         free, total = torch.cuda.mem_get_info(index)
     uuid = str(getattr(about, "uuid", index))
@@ -105,3 +125,20 @@ def code_digest(root: Path) -> str:
     for file in sorted(file for name in _CODE for file in (root / name).rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def expanded(names: str) -> list[str]:
+    """SLURM's short form of a list of nodes: `a[01-03,7]-x,b` are a01-x, a02-x, a03-x, a7-x and b."""
+    found: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", names):
+        done = [""]
+        for text, inside in re.findall(r"([^\[]+)|\[([^\]]*)\]", part):
+            choices = [text] if text else [number for span in inside.split(",") for number in _span(span)]
+            done = [before + choice for before in done for choice in choices]
+        found += done
+    return found
+
+
+def _span(span: str) -> list[str]:
+    first, _, last = span.partition("-")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]

@@ -110,9 +110,9 @@ class RunDir:
         return self.path / "error.txt"
 
     @property
-    def failure(self) -> Path:
-        """The same for the launcher: kind, rank, host and nodes at fault."""
-        return self.path / "failure.json"
+    def failures(self) -> Path:
+        """The same for the launcher, a file a rank: kind, host and nodes at fault."""
+        return self.path / "failures"
 
     @property
     def attempts(self) -> Path:

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -269,13 +270,13 @@ def open_world(
 
 
 def _store(limit_s: float, nodes: Sequence[str]) -> Any:
-    """Rank 0's key-value store; under torchrun its agent's."""
+    """Rank 0's key-value store; under torchrun its agent's, which outlives an attempt: each has its own keys."""
     rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     timeout = datetime.timedelta(seconds=limit_s if rank == 0 else LONGER * limit_s)
     try:
         make: Any = torch.distributed.TCPStore  # type: ignore[attr-defined]
-        return make(host, port, None, is_host, timeout, wait_for_workers=False)
+        store = make(host, port, None, is_host, timeout, wait_for_workers=False)
     except RuntimeError as error:
         node = nodes[0] if nodes else socket.gethostname() if is_host else host
         words = f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {host}:{port}: {first_line(error)}. "
@@ -283,6 +284,8 @@ def _store(limit_s: float, nodes: Sequence[str]) -> Any:
         if is_host:
             words = f"rank 0 on {node} cannot listen on port {port}: {first_line(error)}. Another process may hold it"
         raise BadNode(words, nodes=(node,)) from error
+    of_attempt: Any = torch.distributed.PrefixStore  # type: ignore[attr-defined]
+    return of_attempt(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _connect(store: Any, meeting: Meeting, device: torch.device, timeout: datetime.timedelta) -> None:
@@ -302,9 +305,18 @@ def _connect(store: Any, meeting: Meeting, device: torch.device, timeout: dateti
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME have to name an interface over which all nodes reach each other"
         ) from error
     store.set_timeout(timeout)
+    _set_timeout(timeout)
+
+
+def _set_timeout(timeout: datetime.timedelta) -> None:
+    """Of the default group."""
     # its public name is newer than the oldest torch that is supported
-    limit: Any = getattr(torch.distributed, "set_timeout", None) or torch.distributed.distributed_c10d._set_pg_timeout
-    limit(timeout)
+    if (set_it := getattr(torch.distributed, "set_timeout", None)) is not None:
+        set_it(timeout)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
 def _alone() -> dict[str, str]:

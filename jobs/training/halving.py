@@ -11,6 +11,7 @@ factor. Nobody waits and nobody controls: what a run knows is what was there whe
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -124,10 +125,20 @@ class Halving:
         return mine
 
 
+def forget(config: Config, name: str) -> None:
+    """The notes of the run in the folder `name`: it begins anew, and what it was before says nothing of it."""
+    for share in config.shares():
+        try:
+            for note in config.folder.glob(f"*/{glob.escape(_file(share, name))}"):
+                note.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: the notes of the run's former life are still there: %s", config.folder, error)
+
+
 def stopped_at(config: Config, name: str) -> float | None:
     """The share of its length at which the run in the folder `name` was stopped; None where it was not."""
     for share in config.shares():
-        told = [_read(path) for path in config.folder.glob(f"*/{_file(share, name)}")]
+        told = [_read(path) for path in config.folder.glob(f"*/{glob.escape(_file(share, name))}")]
         if any(mine is not None and mine["stops"] for mine in told):
             return share
     return None

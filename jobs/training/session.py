@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jobs.failure import Failure, Kind
 from jobs.job import Preempted, Progress, tell_failure
 from jobs.training.figures import Speed
-from jobs.training.halving import Halving, digest_of
+from jobs.training.halving import Halving, digest_of, forget
 from jobs.training.judge import Judge, Model, Patience
 from jobs.training.origin import check_same, described, still_true
 from retrieval_train.data.deaths import deaths_told
@@ -246,6 +246,8 @@ class Session:
             self._take(saved)
             log.info("going on from %s", folder)
         else:
+            if self._config.halving and self._world.rank == 0:
+                forget(self._config.halving, self._run.path.name)
             self._take_from_origin()
         if self._world.rank == 0:
             cut_metrics(self._run.metrics, last_step=self.engine.step)

@@ -272,10 +272,10 @@ def build_loader(
     from retrieval_train.data.streams import labelled_stream, looks_of, unlabelled_stream
 
     looks = looks_of(config, view)
-    _check_rows("data.batch", config.batch, accumulate, world.size)
+    if found := rows_problems(config, accumulate, world.size):
+        raise ValueError(" ".join(found[0]))
     streams: list[Stream] = []
     if config.unlabelled:
-        _check_rows("data.unlabelled.batch", config.unlabelled.batch, accumulate, world.size)
         streams.append(unlabelled_stream(config, shards_root, looks, image_px=image_px, seed=seed + 1))
     if config.foreign:
         from retrieval_train.data.foreign_loader import build_foreign_loader
@@ -285,9 +285,10 @@ def build_loader(
     return Loader(streams, world, config, image_px, accumulate)
 
 
-def _check_rows(key: str, batch: int, accumulate: int, ranks: int) -> None:
-    if batch // accumulate < ranks:
-        raise ValueError(
-            f"{key} {batch} in {accumulate} micro-batches gives {ranks} ranks less than one row each; "
-            "take a larger batch or fewer ranks"
-        )
+def rows_problems(config: DataConfig, accumulate: int, ranks: int) -> list[tuple[str, str]]:
+    """Batches too small for so many ranks: (the config's key, what to do)."""
+    batches = {"data.batch": config.batch}
+    if config.unlabelled:
+        batches["data.unlabelled.batch"] = config.unlabelled.batch
+    text = "{} in {} micro-batches gives {} ranks less than one row each; take a larger batch or fewer ranks"
+    return [(key, text.format(size, accumulate, ranks)) for key, size in batches.items() if size // accumulate < ranks]

@@ -78,6 +78,16 @@ def test_an_evaluation_counts_for_the_rung_that_it_is_nearest_above(tmp_path: Pa
     )
 
 
+def test_a_run_that_begins_anew_is_not_judged_by_what_it_was(tmp_path: Path) -> None:
+    for name, value in (("a", 0.5), ("b", 0.6), ("c[1]", 0.4)):
+        looks(tmp_path, name, [(10, value)])
+    config = Config(folder=tmp_path)
+    assert stopped_at(config, "c[1]") == 0.1
+    halving.forget(config, "c[1]")
+    assert stopped_at(config, "c[1]") is None and len(list(tmp_path.glob("it/rung-0.1/*"))) == 2
+    assert looks(tmp_path, "c[1]", [(10, 0.9)]).verdict is None
+
+
 def test_what_cannot_be_read_or_written_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b", "c"):
         looks(tmp_path, name, [(10, 0.9)])
@@ -162,7 +172,7 @@ def test_a_run_stops_is_whole_and_stops_at_the_same_step_whenever_it_is_started_
     before = run.metrics.read_text()
     assert trained(Alone(), sets, run.path, meet)[0] == 4.0
     assert run.metrics.read_text() == before, "no step more"
-    shutil.rmtree(run.path)  # as if killed before its first checkpoint
+    shutil.rmtree(run.path)  # as --again moves it aside
     for other in others:
         other.unlink()
-    assert trained(Alone(), sets, run.path, meet) == first, "alone, and still by what it wrote then"
+    assert trained(Alone(), sets, run.path, meet)[0] == STEPS, "alone now, and not by what it wrote then"

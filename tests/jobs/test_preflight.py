@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from jobs.job import JobConfig
-from jobs.preflight import Check, Preflight, expanded, judge, node_names
+from jobs.preflight import Check, Preflight, judge, node_names
 from retrieval_train import node
 from retrieval_train.meeting import BadNode
-from retrieval_train.node import Facts, Gpu
-from retrieval_train.rundir import RunDir, read_json
+from retrieval_train.node import Facts, Gpu, expanded
+from retrieval_train.rundir import RunDir, read_json, write_json
 from retrieval_train.world import Group
 from tests.processes import run_ranks
 from tests.retrieval_train.test_rendezvous import new_meeting
@@ -33,8 +33,8 @@ def nodes(**of_last: Any) -> list[Facts]:
     ]
 
 
-def worst(ranks: list[Facts], device: Any = "auto") -> Check:
-    checks = judge(ranks, device=device)
+def worst(ranks: list[Facts], device: Any = "auto", planned: int = 0) -> Check:
+    checks = judge(ranks, device=device, gpus_per_node=planned)
     bad = [check for check in checks if check.level != "ok"]
     assert len(bad) == 1, bad
     return bad[0]
@@ -52,18 +52,33 @@ def test_good_nodes_pass_and_each_check_has_its_line() -> None:
     [
         ({"gpu": None}, "error", ("n3",), "n3: torch sees no GPU there"),
         (
-            {"gpu": dataclasses.replace(H100, free_gib=60.0)},
+            {"gpu": dataclasses.replace(H100, free_gib=30.0)},
             "error",
             ("n3",),
-            "n3 60 of 80 GiB free (GPU-a); wanted are 90%",
+            "n3 30 of 80 GiB free (GPU-a); wanted are 90%",
         ),
+        ({"gpu": dataclasses.replace(H100, free_gib=60.0)}, "warning", (), "n3 60 of 80 GiB free (GPU-a)"),
+        (
+            {"gpu": None, "problems": {"GPU": "RuntimeError: ECC"}},
+            "error",
+            ("n3",),
+            "GPU cannot be looked at: on n3 Run",
+        ),
+        ({"problems": {"runs_root": "OSError: [Errno 116]"}}, "error", ("n3",), "runs_root cannot be looked at: on n3"),
         ({"gpu": H100, "node": "n2"}, "error", ("n2",), "n2: several ranks would share a GPU"),
         ({"gpu": dataclasses.replace(H100, name="A100")}, "warning", (), "of several kinds"),
-        ({"disks": {"runs_root": ("/runs", 0.001)}}, "error", ("n3",), "/runs (runs_root) has 0.001 GB free on n3"),
+        ({"disks": {"runs_root": ("/runs", 0.001)}}, "error", (), "/runs (runs_root) has 0.001 GB free on n3"),
+        ({"disks": {"runs_root": ("/runs", 9.0)}}, "warning", (), "/runs (runs_root) has 9 GB free on n3"),
+        (
+            {"disks": {"temporary files": ("/tmp", 0.001)}},
+            "error",
+            ("n3",),
+            "(temporary files) has 0.001 GB free on n3",
+        ),
         ({"disks": {"temporary files": ("/tmp", 0.5)}}, "warning", (), "/tmp (temporary files) has 0.5 GB free on n3"),
         ({"disks": {"data workers": ("/dev/shm", 0.0)}}, "warning", (), "/dev/shm (data workers) has 0 GB free"),
         ({"began": -3.0}, "warning", (), "n3 -3.0 s"),
-        ({"versions": {"torch": "2.14"}}, "error", (), "torch is 2.15 on n1, n2 and 2.14 on n3"),
+        ({"versions": {"torch": "2.14"}}, "error", ("n3",), "torch is 2.15 on n1, n2 and 2.14 on n3"),
     ],
 )
 def test_a_node_that_differs_is_named(
@@ -77,10 +92,19 @@ def test_what_is_so_on_all_nodes_is_the_users_to_correct() -> None:
     without = [dataclasses.replace(one, gpu=None) for one in nodes()]
     assert worst(without, "cuda").nodes == () and "no GPU on any node" in worst(without, "cuda").words
     assert judge(without, device="auto")[0] == Check("GPUs", "torch sees none on any node: the job runs on CPUs")
+    assert worst(without, planned=8).nodes == () and "8 GPUs a node were asked for" in worst(without, planned=8).words
+    assert judge(without, device="cpu", gpus_per_node=8)[0].level == "ok"
     shared = [one for one in nodes() for _ in range(2)]
     assert worst(shared).nodes == () and "as many tasks a node as it has GPUs" in worst(shared).words
     full = [dataclasses.replace(one, disks={"runs_root": ("/runs", 0.0)}) for one in nodes()]
     assert worst(full).level == "error" and worst(full).nodes == ()
+    for versions in (["1", "2"], ["1", "1", "2", "2"], ["1", "2", "3"]):  # no clear majority
+        told = [dataclasses.replace(GOOD, node=f"n{n}", versions={"torch": v}) for n, v in enumerate(versions)]
+        assert worst(told).level == "error" and worst(told).nodes == ()
+    broken = [dataclasses.replace(one, gpu=None, problems={"GPU": "RuntimeError: no driver"}) for one in nodes()]
+    assert worst(broken).nodes == () and worst(broken[:1]).nodes == ("n1",)
+    denied = dataclasses.replace(GOOD, problems={"data.store.scratch": "PermissionError: [Errno 13]"})
+    assert worst([denied]).nodes == ()
     drivers = [dataclasses.replace(one, versions={"CUDA driver": one.node}) for one in nodes()]
     assert worst(drivers).level == "warning"
 
@@ -89,16 +113,22 @@ def config(root: Path) -> JobConfig:
     return JobConfig.model_validate({"job": "noop", "run": {"name": "it", "device": "cpu"}, "runs_root": root})
 
 
+def stale(path: Path) -> float:
+    raise OSError(116, "Stale file handle", str(path))
+
+
 def starts(world: Group, root: Path) -> list[tuple[str, str, Any]]:
     """(type, words, nodes) of starts in which the last rank's torch, disk or nothing is wrong."""
     names, is_last = ["n1", "n2"], world.rank == world.size - 1
     versions, free_gb = node._versions, node._free_gb
     found: list[tuple[str, str, Any]] = []
-    for wrong in ("torch", "disk", "nothing"):
+    for wrong in ("torch", "disk", "file system", "nothing"):
         if is_last and wrong == "torch":
             node._versions = lambda *, is_cpu: versions(is_cpu=is_cpu) | {"torch": "1.0"}
         if is_last and wrong == "disk":
             node._free_gb = lambda path: 0.002
+        if is_last and wrong == "file system":
+            node._free_gb = stale
         meeting = new_meeting(world, names)
         before = Preflight(config(root), RunDir(root / wrong))
         try:
@@ -115,15 +145,46 @@ def starts(world: Group, root: Path) -> list[tuple[str, str, Any]]:
 def test_all_ranks_of_a_start_refuse_it_in_the_same_words(tmp_path: Path) -> None:
     results = run_ranks(starts, 2, tmp_path)
     assert results[0] == results[1]
-    torch, disk, nothing = results[0]
+    torch, disk, file_system, nothing = results[0]
     assert torch[0] == "ValueError" and "1.0 on n2" in torch[1] and torch[2] is None
     assert disk[0] == "BadNode" and disk[2] == ("n2",) and "(runs_root) has 0.002 GB free on n2" in disk[1]
+    assert file_system[0] == "BadNode" and file_system[2] == ("n2",) and "n2 OSError: [Errno 116]" in file_system[1]
     assert nothing == ("", "", ())
     said = read_json(RunDir(tmp_path / "nothing").preflight)
     assert {check["level"] for check in said["checks"]} <= {"ok", "warning"}  # the disk that tests run on may be short
     assert [rank["node"] for rank in said["ranks"]] == ["n1", "n2"] and said["exchange"]["sum_mb_s"] > 0
     assert "not checked, for run.device is cpu" in [check["words"] for check in said["checks"]]
     assert any(check["level"] == "error" for check in read_json(RunDir(tmp_path / "disk").preflight)["checks"])
+
+
+def planned_for_gpus(world: Group, root: Path) -> str:
+    run = RunDir(root / "planned")
+    run.path.mkdir()
+    write_json(run.plan, {"cwd": str(root), "gpus_per_node": 8})
+    wants = config(root).model_copy(update={"run": config(root).run.model_copy(update={"device": "auto"})})
+    assert world.meeting is not None
+    with pytest.raises(ValueError) as told:
+        Preflight(wants, run).look(world.meeting)
+    return str(told.value)
+
+
+def test_a_run_that_was_planned_for_gpus_does_not_begin_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (words,) = run_ranks(planned_for_gpus, 1, tmp_path)
+    assert "8 GPUs a node were asked for, but torch sees no GPU" in words
+
+
+def test_a_gpu_that_gives_an_error_is_a_problem_of_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Gpu:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore")
+
+    monkeypatch.setattr(node, "_gpu", broken)
+    found = node.look("n1", began=0.0, device="auto", folders={"runs_root": tmp_path}, is_first=True)
+    assert found.problems == {"GPU": "RuntimeError: CUDA error: uncorrectable ECC error encountered"}
+    assert found.gpu is None and set(found.disks) == {"runs_root"} and "our code" in found.versions
+    assert Facts.of(dataclasses.asdict(found)) == found
 
 
 def alone(world: Group, root: Path) -> tuple[float, list[str]]:

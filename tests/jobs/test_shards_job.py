@@ -59,6 +59,12 @@ def test_a_command_that_cannot_be_read_is_told_before_it_starts(arguments: list[
     assert told in text
 
 
+def test_more_ranks_than_one_are_told_before_it_starts() -> None:
+    assert config("show", "x").problems_with(1) == []
+    ((key, text),) = config("show", "x").problems_with(2)
+    assert (key, text.startswith("shards works in one process, not 2")) == ("job", True)
+
+
 def test_a_command_that_fails_says_why_in_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^(?!shards).*nothing-here"):
         run(config("show", str(tmp_path / "nothing-here")), RunDir(tmp_path / "run"), Alone())

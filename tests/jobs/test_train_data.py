@@ -23,7 +23,9 @@ import yaml
 from torch import Tensor
 
 from jobs import job
+from jobs.train import Config
 from launcher import status
+from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from retrieval_train.data.config import DataConfig
 from retrieval_train.data.intake import Intake
@@ -46,6 +48,7 @@ from tests.retrieval_train.data.conftest import make_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1}
+HEAD = {"name": "arcface", "margin": 0.1, "scale": 16}
 GROWING = {"resolutions": [{"until": 0.5, "px": 16}, {"until": 1.0, "px": 32}]}
 
 
@@ -82,7 +85,7 @@ def config(root: Path, sets: Path, **more: Any) -> dict[str, Any]:
         "shards_root": str(sets),
         "backbone": TINY,
         "neck": {"name": "linear", "out": 8},
-        "head": {"name": "arcface", "margin": 0.1, "scale": 16},
+        "head": HEAD,
         "engine": {"name": "plain"},
         "length": {"steps": 4},
         "tracking": {"wandb": {"mode": "disabled"}},
@@ -194,6 +197,27 @@ def test_what_does_not_fit_is_told_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=f"{key} *.*{told}"):
         job.check(config(tmp_path, sets, backbone=backbone, data=data), where="a config")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "values", "told"),
+    [
+        (12, {}, []),
+        (13, {}, ["data.batch 12 in 1 micro-batches gives 13 ranks"]),
+        (14, {"head": None}, ["data.batch 12 in 1 micro-batches gives 14 ranks"]),
+        (14, {"head": HEAD | {"shard_within": "node"}, "data": {"batch": 14}}, []),
+        (14, {"data": {"batch": 14}}, ["data 13 classes cannot be shared by 14 ranks; use fewer ranks"]),
+        (14, {"data": {"batch": 14, "mixture": {"gone": 1.0}}}, []),
+        (4, {"engine": {"name": "plain", "accumulate": 4}}, ["data.batch 12 in 4 micro-batches gives 4 ranks"]),
+        (4, {"data": {"unlabelled": {"mixture": {"more": 1.0}, "batch": 3}}}, ["data.unlabelled.batch 3 in 1"]),
+    ],
+)
+def test_ranks_without_rows_or_classes_are_told_before_anything_starts(
+    sets: Path, tmp_path: Path, ranks: int, values: dict[str, Any], told: list[str]
+) -> None:
+    found = configs.check(Config, config(tmp_path, sets, **values), where="a config").problems_with(ranks)
+    assert len(found) == len(told)
+    assert all(" ".join(problem).startswith(words) for problem, words in zip(found, told, strict=True)), found
 
 
 def test_a_backbone_of_one_size_is_told_before_the_first_step(sets: Path, tmp_path: Path) -> None:

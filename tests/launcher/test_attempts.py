@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import failure as failures
 from jobs.failure import Failure
 from launcher import attempts, bad_nodes
 from launcher.attempts import Attempt, Requeue
@@ -52,8 +53,10 @@ def test_a_run_that_saves_nothing_within_its_time_limit_is_not_tried_for_ever() 
     assert [attempt.queued_again for attempt in history] == [True, False]
     assert "give more --time" in history[-1].words
     assert all(attempt.queued_again for attempt in after(*["timed_out"] * 20, step=200))  # type: ignore[list-item]
-    without_steps = [replace(attempt, step=None) for attempt in after("timed_out", step=100)]
-    assert attempts.decide(without_steps, replace(_BEGUN, kind="timed_out", ended=2.0), Requeue()).queued_again
+    without_steps = [replace(attempt, step=None) for attempt in after(*["timed_out"] * 9, step=200)]  # type: ignore[list-item]
+    late = replace(_BEGUN, number=9, kind="timed_out", ended=2.0)
+    assert attempts.decide(without_steps[:8], late, Requeue()).queued_again
+    assert "10 starts in a row" in attempts.decide(without_steps, late, Requeue()).words
 
 
 def test_attempts_are_read_as_they_were_written_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
@@ -66,6 +69,8 @@ def test_attempts_are_read_as_they_were_written_and_a_cut_line_is_left_out(tmp_p
     with run.attempts.open("a") as file:
         file.write(json.dumps({"number": 1})[:-3])
     assert attempts.read(run) == [ended]
+    attempts.write(run, replace(_BEGUN, number=1))
+    assert [attempt.number for attempt in attempts.read(run)] == [0, 1]
 
 
 def test_a_node_that_failed_twice_within_a_week_is_left_out_until_it_is_forgotten(tmp_path: Path) -> None:
@@ -92,3 +97,20 @@ def test_an_exception_says_what_kind_of_failure_it_is() -> None:
     assert Failure.of(KeyError("x")) == Failure("error", "KeyError: 'x'")
     broken = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4")
     assert Failure.of(broken).kind == "lost_rank"
+
+
+def test_the_gravest_failure_of_all_ranks_counts_and_a_launcher_knows_better(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert failures.read(run) is None
+    assert failures.tell(run, 3, Failure("lost_rank", "connection closed"))
+    assert failures.tell(run, 1, Failure("user_error", "no set 'food'"))
+    assert not failures.tell(run, 2, Failure("lost_rank", "connection reset"))
+    told = failures.read(run)
+    assert told is not None
+    assert (told.rank, told.failure.kind, told.failure.words) == (1, "user_error", "no set 'food'")
+    failures.tell(run, 0, Failure("killed", "rank 0 was ended"), is_verdict=True)
+    told = failures.read(run)
+    assert told is not None
+    assert told.failure.kind == "killed"
+    failures.clear(run)
+    assert failures.read(run) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -61,8 +63,19 @@ def full(tmp_path: Path) -> Path:
         put(root / ".code" / name / "x.py", 2)
         make_old(root / ".code" / name, 2)
     (root / ".code/just-made").mkdir()
-    for name in (".done.4711", ".gitignore", ".nodes.json", ".submit.lock"):
+    (root / ".done.4711").symlink_to("done-00000000")
+    then = time.time() - 2 * 86400
+    os.utime(root / ".done.4711", (then, then), follow_symlinks=False)
+    for name in (".gitignore", ".nodes.json", ".submit.lock", ".my.datasets", ".x.manifest", ".data.2024"):
         put(root / name, 2)
+    for name in ("old", "waits", "new"):
+        put(root / ".arrays" / name / "1_0.out", 29 if name == "new" else 31)
+        write_json(root / ".arrays" / name / "tasks.json", {"tasks": [{"run": str(done.path)}]})
+        if name == "waits":
+            write_json(root / ".arrays" / name / "tasks.json", {"tasks": [{"stage": str(root / ".stages/s/e")}]})
+        for path in (root / ".arrays" / name / "tasks.json", root / ".arrays" / name):
+            make_old(path, 29 if name == "new" else 31)
+    write_json(root / ".stages/s/e/ticket.json", {"job_id": "7"})
     (root / ".submit.lock").write_text("")
     put(done.path / ".state.a1b2c3d4", 2)
     put(done.path / ".config.yaml.a1b2c3d4", 0.5)
@@ -76,7 +89,7 @@ GOES = {
     "runs": {"failed-00000000", "failed", "never-00000000"},
     "code": {".code/unused"},
     "leftovers": {".done.4711", "done-00000000/.state.a1b2c3d4", "done-00000000/checkpoints/.step-00000060"},
-    "logs": {"done-00000000/logs"},
+    "logs": {"done-00000000/logs", ".arrays/old"},
 }
 
 
@@ -132,6 +145,25 @@ def test_a_run_with_a_living_process_is_not_touched_whatever_its_state_says(tmp_
         assert files_below(tmp_path).items() >= before.items()
     assert clean_up(tmp_path, *KINDS, "--yes") == 0
     assert {path.name for path in tmp_path.glob("*-00000000")} == {"done-00000000"}
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "queued"])
+def test_a_checkpoint_that_another_run_or_a_stage_begins_from_stays_whatever_became_of_that(
+    state: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    done = make_run(root, "done-00000000", "done", days=99)
+    give_checkpoints(done, 10, 20, 30, 40)
+    begun = make_run(root, "begun-00000000", state, cwd=str(tmp_path))
+    begun.config.write_text(yaml.safe_dump({"origin": {"checkpoint": str(done.checkpoint(10))}}))
+    first = root / ".stages/p/first"
+    first.mkdir(parents=True)
+    (first / "run").symlink_to(done.path)
+    values = {"origin": {"checkpoint": "{first}/checkpoints/step-00000020"}}
+    write_json(root / ".stages/p/next/stage.json", {"values": values, "needs": {"first": str(first)}, "cwd": "/"})
+    assert clean_up(root, "checkpoints", "--yes") == 0
+    left = sorted(path.name for path in done.checkpoints.glob("step-*"))
+    assert left == ["step-00000010", "step-00000020", "step-00000040"]
 
 
 def test_nothing_behind_a_link_goes(tmp_path: Path) -> None:

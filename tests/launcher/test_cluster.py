@@ -203,7 +203,10 @@ def test_the_lines_for_a_node_are_what_its_shell_needs(tmp_path: Path) -> None:
     (tmp_path / "my env/bin").mkdir(parents=True)
     (tmp_path / "my env/bin/activate").write_text("PATH=activated:$PATH\n")
     given = Environment(
-        setup=("module() { echo module: $*; [ $2 != gone ]; }",),
+        setup=(
+            "false",
+            "module() { echo module: $*; [ $2 != gone ]; }",
+        ),
         modules=("cuda/12.4", "gcc"),
         venv=str(tmp_path / "my env"),
         scratch="$NODE_DISK/me",

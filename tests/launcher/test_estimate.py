@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from jobs.train import Config
 from jobs.training.planned import Planner, Ranks
-from launcher import estimate, fitting, gpus, throughput
+from launcher import dry_run, estimate, fitting, gpus, submit, throughput
 from launcher.plan import Plan
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
@@ -126,12 +129,16 @@ def test_rows_between_two_counts_are_on_a_line_that_is_never_below_what_would_be
         assert counted <= said < 1.2 * counted
 
 
-def run_of(config: Config, folder: Path, *, rate: float, age_s: float, gpus_per_node: int = 0) -> None:
+def run_of(
+    config: Config, folder: Path, *, rate: float, age_s: float, gpus_per_node: int = 0, ranks: int = 2, gpu: str = ""
+) -> None:
     """An earlier run, as far as its speed is told by it."""
     run = RunDir(folder)
     folder.mkdir(parents=True)
     run.config.write_text(configs.dump(config))
-    run.plan.write_text(json.dumps({"gpus_per_node": gpus_per_node}))
+    run.plan.write_text(json.dumps({"gpus_per_node": gpus_per_node, "nodes": 1, "tasks_per_node": ranks}))
+    if gpu:
+        run.preflight.write_text(json.dumps({"ranks": [{"node": "n1", "gpu": {"name": gpu}}]}))
     lines = [{"step": step, "images_per_s_rank": rate if step > 1 else 0.1} for step in range(1, 12)]
     run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     at = run.metrics.stat().st_mtime - age_s
@@ -152,9 +159,79 @@ def test_the_newest_run_of_the_same_model_and_kind_of_device_says_how_fast_a_ran
     for name in ("config.yaml", "plan.json", "metrics.jsonl"):
         (tmp_path / "broken" / name).write_text("{")
     found = throughput.measured(config, plan)
-    assert found == throughput.Throughput(60.0, "measured in newer: 20 a rank")
+    where = f"{tmp_path.name}/newer on an unknown device"
+    assert found == throughput.Throughput(60.0, f"measured by {where}: 20 a rank")
     with pytest.raises(ConfigError, match="-3 is not above 0"):
         throughput.given(-3)
+
+
+def test_a_run_on_another_gpu_or_with_other_settings_says_nothing_of_the_speed(sets: Path, tmp_path: Path) -> None:
+    config, plan = config_of(sets), plan_of(tmp_path / "it-00000000", tasks=2, gpus_per_node=2)
+    data = {"mixture": {"shapes": 1.0}, "batch": 32}
+    others = {
+        "stage": config_of(sets, engine={"name": "zero", "stage": 3, "bucket_mb": 1.0}),
+        "accumulate": config_of(sets, engine={"name": "zero", "stage": 0, "bucket_mb": 1.0, "accumulate": 2}),
+        "views": config_of(sets, data=data | {"strong": {"flip": 0.5}}),
+        "resolutions": config_of(
+            sets, data=data | {"resolutions": [{"px": 32, "until": 0.5}, {"px": 64, "until": 1.0}]}
+        ),
+    }
+    for name, other in others.items():
+        run_of(other, tmp_path / name, rate=10, age_s=10, gpus_per_node=2, gpu="NVIDIA H100 80GB HBM3")
+    run_of(config, tmp_path / "rows", rate=10, age_s=10, gpus_per_node=8, ranks=8, gpu="NVIDIA H100 80GB HBM3")
+    assert throughput.measured(config, plan) is None
+    run_of(config, tmp_path / "h100", rate=40, age_s=20, gpus_per_node=2, gpu="NVIDIA H100 80GB HBM3")
+    run_of(config, tmp_path / "odd", rate=50, age_s=10, gpus_per_node=2, gpu="NVIDIA Odd")
+    found = throughput.measured(config, plan, gpus.find("h100"))
+    assert found is not None and found.source.endswith("/h100 on NVIDIA H100 80GB HBM3: 40 a rank")
+    assert throughput.measured(config, plan, gpus.find("a100-80")) is None
+    found = throughput.measured(config, plan, gpus.find("80 GB"))
+    assert found is not None and found.source.endswith("/odd on NVIDIA Odd: 50 a rank"), (
+        "which it is to be is not known"
+    )
+
+
+def test_a_model_that_cannot_be_estimated_is_submitted_all_the_same_and_an_unknown_gpu_is_not(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, plan = config_of(sets), plan_of(tmp_path / "runs" / "it", tasks=2)
+    options = argparse.Namespace(no_estimate=False, gpu=None, images_per_s=None)
+    said = functools.partial(dry_run.needs_of, options, config, plan, refuse=True)
+    assert said().startswith("model    ")
+    options.gpu = "h100"
+    assert said().endswith("--gpu h100 is not used: the plan has no GPU")
+    options.no_estimate = True
+    assert said() == "not used: --gpu h100: --no-estimate leaves the estimate out"
+    options.no_estimate, options.gpu = False, "h1000"
+    with pytest.raises(ConfigError, match="is no GPU that is known here"):
+        dry_run.needs_of(options, config, plan_of(tmp_path, gpus_per_node=1), refuse=True)
+
+    def breaks(*_: object, **__: object) -> None:
+        raise NotImplementedError("no shapes\nof my_op")
+
+    monkeypatch.setattr(estimate, "of", breaks)
+    assert said() == "no estimate: NotImplementedError: no shapes of my_op"
+
+
+def test_a_dry_run_of_a_pipeline_estimates_each_stage_that_trains_and_its_submit_says_that_it_does_not(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.yaml").write_text(configs.dump(config_of(sets, run={"name": "it", "device": "cpu"})))
+    stages = {
+        "first": {"config": "train.yaml", "set": {"run.name": "first"}},
+        "second": {"config": "train.yaml", "set": {"run.name": "second"}, "needs": ["first"]},
+    }
+    (tmp_path / "pipe.yaml").write_text(yaml.safe_dump({"job": "pipeline", "stages": stages}))
+    assert submit.main(["config=pipe.yaml", "--dry-run", "--cluster", "local", "--images-per-s", "100"]) == 0
+    told = capsys.readouterr()
+    for name in ("first", "second"):
+        words = told.out.partition(f"\nstage {name}:\n")[2]
+        assert words.startswith("model    ") and "100 images/s (given)" in words, told.out
+    assert told.err == "" and not (tmp_path / "runs").exists()
+    command = ["config=pipe.yaml", "--cluster", "local", "--images-per-s", "100"]
+    assert submit.main([*command, "--detach"]) == 2, "nothing begins"
+    assert "not used: --images-per-s 100.0: a pipeline is estimated by --dry-run only" in capsys.readouterr().err
 
 
 def test_without_a_run_a_known_gpu_is_taken_to_work_at_a_share_of_its_peak() -> None:
@@ -176,13 +253,15 @@ def test_without_a_run_a_known_gpu_is_taken_to_work_at_a_share_of_its_peak() -> 
         ("L40S", "l40s"),
         ("RTX 4090", "rtx4090"),
         ("24 GB", "24 GB"),
+        ("h20", "h20"),
+        ("v100", "v100-16"),
     ],
 )
 def test_a_gpu_is_known_by_what_people_and_schedulers_call_it(text: str, name: str) -> None:
     assert gpus.find(text).name == name
 
 
-@pytest.mark.parametrize("text", ["gtx-980", "", "0", "-4", "nvidia"])
+@pytest.mark.parametrize("text", ["gtx-980", "h2", "b2", "mi300", "rtx", "a1", "", "0", "-4", "nvidia"])
 def test_another_gpu_is_refused_with_those_there_are(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is no GPU that is known here; there are: t4, .*h200"):
         gpus.find(text)

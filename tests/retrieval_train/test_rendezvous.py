@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from retrieval_train.exchange import Exchange, measure, refuse_unreached, rounds
 from retrieval_train.meeting import BadNode, Meeting
@@ -82,6 +83,29 @@ def test_a_rank_that_does_not_come_or_falls_silent_is_named_within_its_limit() -
         told = of_rank[rank][2]
         assert told is not None and "rank 1 on n2 came, and then said nothing of 'anything' for 1 s" in told[0]
         assert told[1] == ("n2",) and told[2] < 5
+
+
+def of_two_attempts(world: Group) -> list[list[Any]]:
+    """A store that outlives an attempt, as torchrun's agent's does."""
+    at_a_new_port(world)
+    agent: Any = None
+    if world.rank == 0:
+        make: Any = torch.distributed.TCPStore  # type: ignore[attr-defined]
+        agent = make("127.0.0.1", int(os.environ["MASTER_PORT"]), None, True, wait_for_workers=False)
+    world.barrier()
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    told = []
+    for attempt in ("0", "1"):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = attempt
+        meeting = Meeting(_store(30, ["n1"]), world.rank, world.size, limit_s=30, names=["n1"])
+        told.append(meeting.every("attempt", attempt, limit_s=9))
+        world.barrier()
+    del agent
+    return told
+
+
+def test_an_attempt_under_torchrun_reads_no_answer_of_the_one_before() -> None:
+    assert run_ranks(of_two_attempts, 2) == [[["0", "0"], ["1", "1"]]] * 2
 
 
 def exchanges(world: Group) -> tuple[Exchange, tuple[str, tuple[str, ...], float]]:

@@ -139,7 +139,9 @@ def wait_for_end(run: RunDir, *, starts: int, timeout_s: float = 90) -> list[Att
 
     def has_ended() -> bool:
         known = attempts.read(run)
-        return len(known) >= starts and known[-1].kind is not None and not known[-1].queued_again
+        is_last = len(known) >= starts and known[-1].kind is not None and not known[-1].queued_again
+        # the supervisor's last words come a moment later
+        return is_last and (run.state == "done" or (run.state in ("failed", "preempted") and run.error.exists()))
 
     try:
         wait_until(has_ended, timeout_s=timeout_s)

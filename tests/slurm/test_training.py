@@ -20,7 +20,7 @@ from tests.retrieval_train.data.conftest import draw
 from tests.slurm.conftest import Slurm, job_of, wait_for_end
 
 pytestmark = pytest.mark.slurm
-STEPS, BATCH, NEAR = 60, 16, 1e-5
+STEPS, BATCH, NEAR = 36, 16, 1e-5
 TRAIN = f"""
 job: train
 run: {{name: it, device: cpu, threads: 1}}
@@ -32,7 +32,7 @@ data: {{mixture: {{shapes: 1.0}}, batch: {BATCH}, ledger: true, workers: 0}}
 engine: {{name: zero, stage: 2, precision: fp32}}
 optimizer: {{name: adamw, lr: 1.0e-3}}
 length: {{steps: {STEPS}}}
-checkpoint: {{every_steps: 4}}
+checkpoint: {{every_steps: 6}}
 tracking: {{wandb: {{mode: disabled}}}}
 """
 
@@ -113,26 +113,24 @@ def assert_the_same(run: RunDir, calm: RunDir) -> None:
     assert (run.state, calm.state) == ("done", "done")
 
 
-def test_preempted_stopped_and_with_a_node_lost_a_training_of_four_nodes_ends_as_an_undisturbed_one(
+def test_preempted_and_with_a_node_lost_a_training_of_four_nodes_ends_as_an_undisturbed_one(
     training: Repo, cluster: Slurm, calm: RunDir
 ) -> None:
     run = submit(training, "storm", "--nodes", "4")
-    wait_for_step(run, 5, start=0)
+    wait_for_step(run, 3, start=0)
     cluster.preempt("n3", seconds=1)
-    wait_for_step(run, 12, start=1)
+    wait_for_step(run, 16, start=1)
     cluster.crash("n2")
     wait_until(lambda: cluster.states(job_of(run)) == ["PENDING"], timeout_s=90)
     cluster.mend()
-    wait_for_step(run, 20, start=2)
-    assert training.status("requeue", "storm").code == 0
-    ended = wait_for_end(run, starts=4, timeout_s=240)
-    # SLURM may end what it finds on a node that came back so soon: one more that saved and stopped
+    ended = wait_for_end(run, starts=3, timeout_s=240)
     assert [attempt.kind for attempt in ended[:2]] == ["preempted", "node_failure"]
-    assert {attempt.kind for attempt in ended[2:-1]} == {"preempted"}
-    assert ended[1].at_fault == ("n2",)
+    assert (ended[1].at_fault, ended[1].words) == (("n2",), "lost n2")
+    # SLURM may end what it finds on a node that came back so soon: one more that saved and stopped
+    assert {attempt.kind for attempt in ended[2:-1]} <= {"preempted"}
     assert ended[-1].kind == "done"
     assert all(before.step == after.step_before for before, after in pairwise(ended))
-    assert [attempt.step_before > 0 for attempt in ended][:4] == [False, True, True, True]
+    assert [attempt.step_before > 0 for attempt in ended[:3]] == [False, True, True]
     assert_the_same(run, calm)
 
 
