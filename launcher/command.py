@@ -8,10 +8,12 @@ from pathlib import Path
 
 from jobs import job
 from jobs.training import origin
-from launcher import dry_run, following, pipeline, points, submission
+from launcher import dry_run, following, submission
 from launcher import options as options_of
-from launcher.place import find_place
+from launcher.clusters.place import find_place
+from launcher.pipelines import pipeline
 from launcher.plan import Plan, torchrun_lines
+from launcher.sweeps import points
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir
@@ -21,14 +23,14 @@ def submit(options: argparse.Namespace, *, said: str) -> int:
     """One command line from config to exit code. Raises ValueError for what its user has to correct."""
     file, overrides = _what(options)
     if options.sweep is None and (found := pipeline.find(file, overrides)) is not None:
-        from launcher import pipeline_run
+        from launcher.pipelines import pipeline_run
 
         if not options.dry_run:
             dry_run.say_unused(options, "a pipeline")
         return pipeline_run.submit(options, found, command=said)
     sweep = points.find(file, overrides, is_named=options.sweep is not None)
     if sweep is not None:
-        from launcher import sweep_run
+        from launcher.sweeps import sweep_run
 
         if not options.dry_run:
             dry_run.say_unused(options, "a sweep")

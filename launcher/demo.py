@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.cluster import visible_gpus
+from launcher.clusters.cluster import visible_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from jobs.job import JobConfig
-from launcher import executors
 from launcher.plan import Plan, describe
+from launcher.starts import executors
 from launcher.submission import Ready
 from retrieval_train.config import ConfigError
 
@@ -35,7 +35,7 @@ def needs_of(options: argparse.Namespace, config: JobConfig, plan: Plan, *, refu
     """
     if options.no_estimate:
         return _unused(options, "--no-estimate leaves the estimate out")
-    from launcher import estimate as needs
+    from launcher.needs import estimate as needs
 
     try:
         found = needs.of(config, plan, gpu=options.gpu, images_per_s=options.images_per_s)

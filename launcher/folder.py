@@ -14,8 +14,9 @@ from pathlib import Path
 
 from jobs import failure as failures
 from jobs.job import JobConfig
-from launcher import snapshot, tracked
+from launcher import snapshot
 from launcher import ticket as tickets
+from launcher.looks import tracked
 from launcher.plan import Plan
 from launcher.snapshot import Code
 from launcher.ticket import Ticket

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import ticket as tickets
-from launcher import tracked, watch
+from launcher.looks import tracked, watch
 from launcher.ticket import LocalTicket, Ticket
 from retrieval_train.rundir import RunDir, State
 

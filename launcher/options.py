@@ -8,7 +8,7 @@ import math
 import re
 from typing import TYPE_CHECKING, NoReturn
 
-from launcher.durations import minutes
+from launcher.clusters.durations import minutes
 
 if TYPE_CHECKING:
     from launcher.plan import Request

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher import limits, sbatch_options
-from launcher.attempts import Requeue
-from launcher.cluster import Cluster, Node
-from launcher.limits import gpus_in_words
-from launcher.sbatch_options import Problems
-from launcher.slurm import Partition
+from launcher.clusters import limits, sbatch_options
+from launcher.clusters.cluster import Cluster, Node
+from launcher.clusters.limits import gpus_in_words
+from launcher.clusters.sbatch_options import Problems
+from launcher.clusters.slurm import Partition
+from launcher.starts.attempts import Requeue
 from retrieval_train.config import ConfigError
 
 Scheduler = Literal["local", "slurm", "allocation"]

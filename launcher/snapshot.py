@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster import REPO, NoAnswer, ask
+from launcher.clusters.cluster import REPO, NoAnswer, ask
 from retrieval_train.rundir import written_aside
 
 _COPIED = ("shards", "retrieval_train", "jobs", "launcher", "configs")

@@ -26,7 +26,7 @@ import json
 import os
 import time
 
-from launcher import lookup, status_options, watch
+from launcher.looks import lookup, status_options, watch
 from retrieval_train.rundir import RunDir, write_text
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from launcher import runs_table
+    from launcher.looks import runs_table
 
     states = [state for given in options.state for state in given.split(",") if state]
 
@@ -68,14 +68,14 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from launcher import details
+    from launcher.looks import details
 
     print(details.text(lookup.find(options.run, options.runs_root)))
     return 0
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from launcher import logs
+    from launcher.looks import logs
 
     run = lookup.find(options.run, options.runs_root)
     since = None if options.since is None else logs.moment(options.since)
@@ -97,21 +97,21 @@ def _ranks(run: RunDir) -> str:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from launcher import signals
+    from launcher.looks import signals
 
     named = lookup.find_many(options.runs, options.runs_root)
     return signals.cancel(named, options.runs_root)
 
 
 def _requeue(options: argparse.Namespace) -> int:
-    from launcher import signals
+    from launcher.looks import signals
 
     return signals.requeue(lookup.find_many(options.runs, options.runs_root))
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from launcher import clean
-    from launcher.details import amount
+    from launcher.looks import clean
+    from launcher.looks.details import amount
 
     found = clean.find(options.runs_root, kinds=options.kinds or clean.USUAL, days=options.days)
     for run, why in found.untouched:
@@ -134,7 +134,7 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _nodes(options: argparse.Namespace) -> int:
-    from launcher import bad_nodes
+    from launcher.starts import bad_nodes
 
     if options.forget is not None:
         if not bad_nodes.forget(options.runs_root, options.forget):
@@ -154,7 +154,7 @@ def _nodes(options: argparse.Namespace) -> int:
 
 
 def _seen(options: argparse.Namespace) -> int:
-    from launcher import seen
+    from launcher.looks import seen
 
     run = lookup.find(options.run, options.runs_root)
     if options.step is not None:
@@ -175,7 +175,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 
 
 def _pipeline(options: argparse.Namespace) -> int:
-    from launcher import pipeline, pipeline_stages
+    from launcher.pipelines import pipeline, pipeline_stages
 
     found = pipeline.find(options.pipeline, _overrides(options))
     if found is None:
@@ -185,7 +185,7 @@ def _pipeline(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from launcher import points, sweep_table
+    from launcher.sweeps import points, sweep_table
 
     found = points.find(options.sweep, _overrides(options), is_named=False)
     if found is None:
@@ -198,7 +198,7 @@ def _sweep(options: argparse.Namespace) -> int:
     elif options.markdown:
         print(sweep_table.as_markdown(found, results, metrics, **how))
     elif options.page is not None:
-        from launcher import sweep_page
+        from launcher.sweeps import sweep_page
 
         write_text(options.page, sweep_page.as_html(found, results, metrics, **how))
         print(f"written: {watch.shown(options.page.absolute())}")

@@ -16,14 +16,16 @@ from types import FrameType
 from jobs import failure as failures
 from jobs import job
 from jobs.job import JobConfig
-from launcher import activity, executors, folder, following, tasks, watch
+from launcher import folder, following
 from launcher import options as options_of
 from launcher import ticket as tickets
-from launcher.activity import Activity
-from launcher.launch import Launch
-from launcher.place import Place
+from launcher.clusters.place import Place
+from launcher.looks import activity, watch
+from launcher.looks.activity import Activity
 from launcher.plan import Plan, make
 from launcher.snapshot import Code
+from launcher.starts import executors, tasks
+from launcher.starts.launch import Launch
 from launcher.ticket import LocalTicket, SlurmTicket, Ticket
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir, read_json

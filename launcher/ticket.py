@@ -15,7 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from launcher import cluster, processes
+from launcher.clusters import cluster
+from launcher.starts import processes
 from retrieval_train.rundir import RunDir, State, read_json, write_json, write_text
 
 ENDED: tuple[State, ...] = ("preempted", "failed", "done")

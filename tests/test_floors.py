@@ -46,8 +46,8 @@ DOORS = {
     "open_clip": ("retrieval_train/models/backbones/",),
     "wandb": ("retrieval_train/tracking.py",),
     "omegaconf": ("retrieval_train/config.py",),
-    "submitit": ("launcher/executors.py",),
-    "optuna": ("launcher/search.py",),
+    "submitit": ("launcher/starts/executors.py",),
+    "optuna": ("launcher/sweeps/search.py",),
 }
 HEAVY = {"torch", "timm", "peft", "deepspeed", "faiss", "wandb", "torchvision"}
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from launcher.processes import group_members
+from launcher.starts.processes import group_members
 from retrieval_train.rundir import RunDir, read_json
 from tests.retrieval_train.data.conftest import draw
 

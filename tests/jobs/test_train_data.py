@@ -443,7 +443,7 @@ def workers_of(run: Path) -> list[int]:
     commands = {int(pid): Path(f"/proc/{pid}/cmdline") for pid in found}
     there = {pid: file.read_bytes() for pid, file in commands.items() if file.is_file()}
     parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in there}
-    ranks = {pid for pid, parent in parents.items() if b"launcher.controller" in there.get(parent, b"")}
+    ranks = {pid for pid, parent in parents.items() if b"launcher.starts.controller" in there.get(parent, b"")}
     return [pid for pid, parent in parents.items() if parent in ranks]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher import processes
+from launcher.starts import processes
 from retrieval_train.rundir import RunDir, read_json
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import pytest
 
 from jobs import failure as failures
 from jobs.failure import Failure
-from launcher import attempts, bad_nodes
-from launcher.attempts import Attempt, Requeue
-from launcher.bad_nodes import Incident
+from launcher.starts import attempts, bad_nodes
+from launcher.starts.attempts import Attempt, Requeue
+from launcher.starts.bad_nodes import Incident
 from retrieval_train.rundir import RunDir
 
 _BEGUN = Attempt(0, "7", ("n1", "n2"), begun=1.0, step_before=100)

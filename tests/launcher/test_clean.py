@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher import clean, status
-from launcher.clean import KINDS
+from launcher import status
+from launcher.looks import clean
+from launcher.looks.clean import KINDS
 from retrieval_train.rundir import RunDir, write_json
 from tests.launcher.runs import files_below, make_old, make_run, worked_on
 

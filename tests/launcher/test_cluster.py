@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher import cluster as clusters
-from launcher import options, place, slurm
-from launcher.cluster import Cluster, NoAnswer, Node
-from launcher.environment import Container, Environment, quoted
+from launcher import options
+from launcher.clusters import cluster as clusters
+from launcher.clusters import place, slurm
+from launcher.clusters.cluster import Cluster, NoAnswer, Node
+from launcher.clusters.environment import Container, Environment, quoted
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from tests.launcher.conftest import ROOT

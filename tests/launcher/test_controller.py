@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher import processes
 from launcher import ticket as tickets
+from launcher.starts import processes
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import ROOT
 
 # patience of a test, not of a training
 _MAIN = (
-    "import sys; from launcher import controller; controller._STOP_S = controller._FAIL_S = controller._KILL_S = 0.3; "
+    "import sys; from launcher.starts import controller; controller._STOP_S = controller._FAIL_S = controller._KILL_S = 0.3; "
     "sys.exit(controller.main(sys.argv[1:]))"
 )
 _RANK = (
@@ -49,7 +49,7 @@ def test_a_controller_that_is_not_the_runs_own_starts_nothing(run: RunDir) -> No
     """Its submit was killed before it wrote the ticket, and the next one has started another."""
     tickets.write(run, tickets.LocalTicket.of(1))
     rank = [sys.executable, "-c", _RANK + "(run / 'started').touch()", str(run.path)]
-    command = [sys.executable, "-m", "launcher.controller", str(run.path), "--ranks", "1", "--", *rank]
+    command = [sys.executable, "-m", "launcher.starts.controller", str(run.path), "--ranks", "1", "--", *rank]
     assert subprocess.run(command, cwd=ROOT, start_new_session=True, timeout=30, check=False).returncode == 1
     assert (run.state, (run.path / "started").exists()) == ("queued", False)
 

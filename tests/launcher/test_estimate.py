@@ -15,7 +15,8 @@ import yaml
 
 from jobs.train import Config
 from jobs.training.planned import Planner, Ranks
-from launcher import dry_run, estimate, fitting, gpus, submit, throughput
+from launcher import dry_run, submit
+from launcher.needs import estimate, fitting, gpus, throughput
 from launcher.plan import Plan
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import attempts, logs, status
-from launcher.attempts import Attempt
-from launcher.logs import Tail
+from launcher import status
+from launcher.looks import logs
+from launcher.looks.logs import Tail
+from launcher.starts import attempts
+from launcher.starts.attempts import Attempt
 from retrieval_train.rundir import RunDir
 from tests.launcher.runs import make_run, worked_on
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import jobs
-from launcher import cluster, submit
+from launcher import submit
+from launcher.clusters import cluster
 from tests.launcher.conftest import CONFIG
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from launcher import options as options_of
-from launcher.durations import minutes
+from launcher.clusters.durations import minutes
 from tests.launcher.conftest import ROOT
 
 

@@ -14,7 +14,8 @@ import yaml
 
 from jobs import job
 from jobs.training.origin import described
-from launcher import cluster, submit
+from launcher import submit
+from launcher.clusters import cluster
 from retrieval_train.engine.state_file import SCHEMA
 from tests.retrieval_train.data.conftest import make_sets
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import deferred, pipeline, pipeline_run, pipeline_stages
-from launcher.pipeline import Pipeline
+from launcher.pipelines import deferred, pipeline, pipeline_run, pipeline_stages
+from launcher.pipelines.pipeline import Pipeline
 from launcher.plan import Plan
 from launcher.snapshot import Code
 from launcher.ticket import SlurmTicket

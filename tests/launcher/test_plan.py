@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from launcher import cluster as clusters
-from launcher.attempts import Requeue
-from launcher.cluster import Cluster, Node
-from launcher.executors import Placement, sbatch_text
-from launcher.launch import rank_variables
+from launcher.clusters import cluster as clusters
+from launcher.clusters.cluster import Cluster, Node
+from launcher.clusters.slurm import Partition
 from launcher.plan import Plan, Request, There, make, torchrun_lines
-from launcher.slurm import Partition
+from launcher.starts.attempts import Requeue
+from launcher.starts.executors import Placement, sbatch_text
+from launcher.starts.launch import rank_variables
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir
 

@@ -17,8 +17,8 @@ from jobs import failure as failures
 from jobs.failure import Failure
 from jobs.training import judge
 from launcher import folder as folders
-from launcher import points, search, search_run, search_task, sweep
-from launcher.search import Outcome, Search, Study, Trial
+from launcher.sweeps import points, search, search_run, search_task, sweep
+from launcher.sweeps.search import Outcome, Search, Study, Trial
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir, read_json
 from tests.launcher.conftest import ROOT, Repo

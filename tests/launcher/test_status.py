@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import jobs
-from launcher import attempts, bad_nodes, details, runs_table, status
-from launcher.attempts import Attempt
-from launcher.bad_nodes import Incident
+from launcher import status
+from launcher.looks import details, runs_table
+from launcher.starts import attempts, bad_nodes
+from launcher.starts.attempts import Attempt
+from launcher.starts.bad_nodes import Incident
 from launcher.ticket import SlurmTicket, write
 from retrieval_train.config import Section
 from retrieval_train.rundir import read_json, write_json

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from launcher import processes
+from launcher.starts import processes
 from retrieval_train.rundir import RunDir, read_json
 from tests.launcher.conftest import Repo, wait_until
 

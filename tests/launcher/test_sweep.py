@@ -17,8 +17,10 @@ from scipy import stats
 
 import jobs
 from jobs import job
-from launcher import cluster, points, status, submit, sweep, sweep_table, yaml_reader
-from launcher.sweep_table import Result
+from launcher import status, submit, yaml_reader
+from launcher.clusters import cluster
+from launcher.sweeps import points, sweep, sweep_table
+from launcher.sweeps.sweep_table import Result
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
 from retrieval_train.rundir import RunDir, read_json

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from launcher import points, sweep
-from launcher.draws import Draw, Random
-from launcher.points import Sweep
-from launcher.sweep import Point
+from launcher.sweeps import points, sweep
+from launcher.sweeps.draws import Draw, Random
+from launcher.sweeps.points import Sweep
+from launcher.sweeps.sweep import Point
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError, identity
 from shards.cli import main

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launcher import sweep_page, sweep_table
-from launcher.importance import importance
-from launcher.points import Sweep
-from launcher.sweep_table import Result
+from launcher.sweeps import sweep_page, sweep_table
+from launcher.sweeps.importance import importance
+from launcher.sweeps.points import Sweep
+from launcher.sweeps.sweep_table import Result
 from retrieval_train.config import ConfigError
 
 MADE = Sweep("s.yaml", [], Path("it.yaml"), name="mine", drawn=frozenset({"lr"}))

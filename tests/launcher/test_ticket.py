@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cluster, folder, processes, ticket
+from launcher import folder, ticket
+from launcher.clusters import cluster
+from launcher.starts import processes
 from launcher.ticket import LocalTicket, SlurmTicket
 from retrieval_train.rundir import RunDir
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.job import JobConfig
-from launcher import tracked
+from launcher.looks import tracked
 from retrieval_train import tracking
 from retrieval_train.rundir import RunDir, write_text
 from retrieval_train.tracking import Config as Tracking

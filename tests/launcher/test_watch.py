@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import watch
+from launcher.looks import watch
 from launcher.ticket import LocalTicket, write
 from retrieval_train.rundir import RunDir, write_json
 from tests.launcher.runs import make_run

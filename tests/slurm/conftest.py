@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import attempts
-from launcher.attempts import Attempt
+from launcher.starts import attempts
+from launcher.starts.attempts import Attempt
 from retrieval_train.rundir import RunDir, read_json
 from tests.launcher.conftest import Ended, Repo, copy_of_the_repo, wait_until
 

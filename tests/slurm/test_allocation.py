@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher import attempts
+from launcher.starts import attempts
 from retrieval_train.rundir import RunDir, read_json
 from tests.launcher.conftest import Ended, Repo, wait_until
 

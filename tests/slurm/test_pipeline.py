@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher import attempts
+from launcher.starts import attempts
 from tests.launcher.conftest import Repo, wait_until
 from tests.slurm.conftest import Slurm
 

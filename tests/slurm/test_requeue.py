@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher import attempts, bad_nodes
-from launcher.bad_nodes import Incident
+from launcher.starts import attempts, bad_nodes
+from launcher.starts.bad_nodes import Incident
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import wait_until
 from tests.slurm.conftest import Patient, Slurm, job_of, kinds, wait_for_end

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import attempts
+from launcher.starts import attempts
 from retrieval_train.rundir import RunDir, read_json
 from tests.launcher.conftest import Repo, wait_until
 from tests.slurm.conftest import Patient, Slurm, job_of, wait_for_end

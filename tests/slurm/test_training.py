@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import attempts
+from launcher.starts import attempts
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import ROOT, Repo, wait_until
 from tests.retrieval_train.data.conftest import draw

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.processes import group_members
+from launcher.starts.processes import group_members
 from retrieval_train.data.batch import Batch
 from retrieval_train.engine import plain, zero
 from retrieval_train.engine.checkpoint import persistent_buffers

@@ -1,0 +1,1 @@
+"""Looking after runs: tables, logs, cancelling, cleaning."""

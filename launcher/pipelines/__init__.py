@@ -1,0 +1,1 @@
+"""Runs that need each other: stages, what waits for what."""

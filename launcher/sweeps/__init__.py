@@ -1,0 +1,1 @@
+"""Many runs of one config: points, their submit, their table."""
