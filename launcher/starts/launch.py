@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a rank that SIGTERM ended: it may have had nothing to do with this rank."""
+_ENDED = b"ended by SIGTERM: cancelled, out of time, preempted without warning, or another rank failed\n"
 _FIRST_PORT, _NUM_PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
 _NEIGHBOUR_S = 2.0  # by how much one node may hear of a preemption before another
 
@@ -84,10 +84,7 @@ class _Told:
         raise _Stop("told to stop by SIGUSR2")
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        print(
-            "ended by SIGTERM: cancelled, out of time, preempted without warning, or another rank failed",
-            file=sys.stderr,
-        )
+        os.write(2, _ENDED)  # not print: the signal may have come in the middle of one
         raise SystemExit(TERMINATED)
 
 
