@@ -53,8 +53,7 @@ def measure(world: Group, *, limit_s: float = 10) -> Exchange:
         meeting.every(about, True, limit_s=patience_s)
         swaps_RW = []
         for number, peer_W in enumerate(plan):
-            mine_s = seconds(peer_W[world.rank]) if peer_W[world.rank] != world.rank else 0.0
-            swaps_RW.append(meeting.every(f"{about} {number}", mine_s, limit_s=patience_s))
+            swaps_RW.append(meeting.every(f"{about} {number}", seconds(peer_W[world.rank]), limit_s=patience_s))
         refuse_unreached(meeting.nodes, plan, swaps_RW)
         return swaps_RW
 
@@ -63,7 +62,10 @@ def measure(world: Group, *, limit_s: float = 10) -> Exchange:
     x = torch.ones(mb * 250_000, device=world.device)
     with world.impatient(limit_s) as group:
         if world.device.type == "cuda":  # a failure breaks NCCL for all pairs: it is found, but not whose it is
-            swaps_RW = in_rounds("swap of GPUs", lambda peer: _seconds(lambda: group.swap(x, peer)))
+            alone = world.rank
+            swaps_RW = in_rounds(
+                "swap of GPUs", lambda peer: _seconds(lambda: group.swap(x, peer)) if peer != alone else 0.0
+            )
         sum_s = meeting.every("sum", _seconds(lambda: group.sum_within(x)), limit_s=patience_s)
     if _FAILED in sum_s:
         failed = meeting.where(rank for rank, seconds in enumerate(sum_s) if seconds == _FAILED)
@@ -118,11 +120,11 @@ def refuse_unreached(nodes: Sequence[str], plan: list[list[int]], swaps_RW: list
 
 
 def _paired(world: Group, peer: int, limit_s: float) -> float:
-    """In a group of two, on CPUs: one that breaks leaves those of other pairs whole."""
+    """In a group of two, on CPUs: one that breaks leaves those of other pairs whole. Without a peer: 0."""
     x = torch.ones(MB_OF["cpu"] * 250_000)
     try:
         with world.pair(peer, limit_s) as pair:
-            return _seconds(lambda: pair.swap(x, 1 - pair.rank))
+            return _seconds(lambda: pair.swap(x, 1 - pair.rank)) if peer != world.rank else 0.0
     except RuntimeError as error:
         log.warning("pre-flight: %s", first_line(error))
         return _FAILED

@@ -183,8 +183,12 @@ class Group:
 
     @contextlib.contextmanager
     def pair(self, peer: int, limit_s: float) -> Iterator[Group]:
-        """This rank and `peer` on their CPUs, for `swap`. Only the two call it; RuntimeError where they do not connect."""
-        limit, ranks = datetime.timedelta(seconds=limit_s), sorted((self.rank, peer))
+        """This rank and `peer` on their CPUs, for `swap`. RuntimeError where they do not connect.
+
+        All ranks have to call it equally often: torch names a group by how many a rank has made before. A rank without a
+        peer gives itself.
+        """
+        limit, ranks = datetime.timedelta(seconds=limit_s), sorted({self.rank, peer})
         members = torch.distributed.new_group(ranks, backend="gloo", timeout=limit, use_local_synchronization=True)
         try:
             yield Group(torch.device("cpu"), members, timeout=limit)
@@ -248,25 +252,24 @@ def open_world(
     machines in the order of ranks, where known. `look` is called when all are there and before any collective.
     Raises BadNode that names who did not come, ValueError when `device` is cuda and there is no GPU.
     """
-    for name, value in _alone().items():
-        os.environ.setdefault(name, value)
-    store = _store(60 * join_min, nodes)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    meeting = Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
-    if look is not None:
-        look(meeting)
-    mine = _device(device, int(os.environ["LOCAL_RANK"]))
-    if mine.type == "cuda":
-        torch.cuda.set_device(mine)
-        os.environ["LOCAL_RANK"] = str(mine.index)  # DeepSpeed takes it for the device's number
-    else:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed takes a GPU where there is one
-    timeout = datetime.timedelta(minutes=timeout_min)
-    _connect(store, meeting, mine, timeout)
-    try:
-        yield Group(mine, timeout=timeout, meeting=meeting)
-    finally:
-        torch.distributed.destroy_process_group()
+    with _variables():
+        store = _store(60 * join_min, nodes)
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        meeting = Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
+        if look is not None:
+            look(meeting)
+        mine = _device(device, int(os.environ["LOCAL_RANK"]))
+        if mine.type == "cuda":
+            torch.cuda.set_device(mine)
+            os.environ["LOCAL_RANK"] = str(mine.index)  # DeepSpeed takes it for the device's number
+        else:
+            os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed takes a GPU where there is one
+        timeout = datetime.timedelta(minutes=timeout_min)
+        _connect(store, meeting, mine, timeout)
+        try:
+            yield Group(mine, timeout=timeout, meeting=meeting)
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 def _store(limit_s: float, nodes: Sequence[str]) -> Any:
@@ -319,13 +322,22 @@ def _set_timeout(timeout: datetime.timedelta) -> None:
         torch.distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
-def _alone() -> dict[str, str]:
-    if "RANK" in os.environ:
-        return {"LOCAL_RANK": "0"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+@contextlib.contextmanager
+def _variables() -> Iterator[None]:
+    """Those of a group of one where the launcher set none; taken back at the end, for a next one listens elsewhere."""
+    needed = {"LOCAL_RANK": "0"}
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        needed |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    missing = {name: value for name, value in needed.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 def _device(device: Device, local_rank: int) -> torch.device:

@@ -139,6 +139,18 @@ def test_a_slow_and_an_unreachable_node_are_told_from_their_neighbours() -> None
         assert "n3 and n4" in words and "n1 and n4" in words and "n2 and n3" not in words
 
 
+def of_three(world: Group) -> tuple[Exchange, float]:
+    """Of an odd ring; and the world can still be split afterwards."""
+    found = measure(Group(world.device, meeting=new_meeting(world, ["n1", "n2", "n3"])), limit_s=5)
+    with world.impatient(5) as group:
+        return found, float(group.sum_within(torch.ones(1)))
+
+
+def test_three_ranks_of_which_one_has_no_peer_in_each_round_reach_each_other() -> None:
+    for found, summed in run_ranks(of_three, 3):
+        assert min(found.swap_mb_s) > 0 and summed == 3
+
+
 @pytest.mark.parametrize(
     ("nodes", "stride"),
     [(["a"] * 2, 1), (["a"] * 5, 1), (list("aabb"), 2), (list("aabbcc"), 2), (list("abcd"), 1), (list("aab"), 1)],
