@@ -90,19 +90,24 @@ def lost(line: str, nodes: Sequence[str]) -> tuple[str, ...]:
 
 
 def requeue(job_id: str, *, patience_s: float = 300.0) -> str:
-    """Put the running job back into the queue: "" when it is, else SLURM's word for what it is instead of running.
+    """Put the running job back into the queue: "" when it is there, else SLURM's word for what it is instead of running.
 
     A controller that does not answer is asked again, with growing pauses. Raises NoAnswer with its words after
     `patience_s`.
     """
-    until, pause_s = time.monotonic() + patience_s, 2.0
+    until, pause_s = time.monotonic() + patience_s, 0.5
     while True:
         try:
-            state = job_state(job_id)
-            if state is None or state[0] != "RUNNING":  # cancelled or out of time: not to be brought back to life
-                return state[0] if state else "gone"
-            ask(["scontrol", "requeue", job_id], timeout_s=60)
-            return ""
+            state, _ = job_state(job_id) or ("gone", "")
+            if state == "PENDING":  # SLURM ends scontrol with the job's other processes, often before it has an answer
+                return ""
+            if state not in ("RUNNING", "COMPLETING"):  # cancelled or out of time: not to be brought back to life
+                return state
+            if state == "RUNNING":
+                ask(["scontrol", "requeue", job_id], timeout_s=60)
+                return ""
+            if time.monotonic() + pause_s > until:
+                return state
         except NoAnswer:
             if time.monotonic() + pause_s > until:
                 raise

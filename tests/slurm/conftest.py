@@ -129,6 +129,12 @@ def job_of(run: RunDir) -> str:
     return str(read_json(run.ticket)["job_id"])
 
 
+def wait_for_ranks(cluster: Slurm, run: RunDir) -> None:
+    """Until srun has a step, whose ranks a signal reaches."""
+    job = job_of(run)
+    wait_until(lambda: f"{job}.0" in cluster.tell("squeue", "-h", "-s", "-j", job, "-o", "%i").split(), timeout_s=60)
+
+
 def kinds(run: RunDir) -> list[tuple[str | None, bool]]:
     """How each start ended, and whether the run was queued again."""
     return [(attempt.kind, attempt.queued_again) for attempt in attempts.read(run)]

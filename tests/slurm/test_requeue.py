@@ -14,7 +14,7 @@ from launcher.starts import attempts, bad_nodes
 from launcher.starts.bad_nodes import Incident
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import wait_until
-from tests.slurm.conftest import Patient, Slurm, job_of, kinds, wait_for_end
+from tests.slurm.conftest import Patient, Slurm, job_of, kinds, wait_for_end, wait_for_ranks
 
 pytestmark = pytest.mark.slurm
 
@@ -131,7 +131,7 @@ def test_a_warning_that_comes_before_the_ranks_listen_is_no_crash(patient: Patie
     file = cluster_file(patient, "{crash: 0}")
     run = patient.submit("early", "--cluster", file, "--exclude", "n4", until=False)
     wait_until(lambda: "RUNNING" in cluster.states(job_of(run)), timeout_s=60)
-    wait_until(lambda: cluster.tell("squeue", "-h", "-s", "-j", job_of(run), "-o", "%i").count(".0") > 0, timeout_s=20)
+    wait_for_ranks(cluster, run)
     cluster.tell("scancel", "--signal=USR2", job_of(run))
     first, second = wait_for_end(run, starts=2)
     assert (first.kind, first.queued_again, second.kind) == ("preempted", True, "done")

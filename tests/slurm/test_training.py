@@ -17,7 +17,7 @@ from launcher.starts import attempts
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import ROOT, Repo, wait_until
 from tests.retrieval_train.data.conftest import draw
-from tests.slurm.conftest import Slurm, job_of, wait_for_end
+from tests.slurm.conftest import Slurm, job_of, wait_for_end, wait_for_ranks
 
 pytestmark = pytest.mark.slurm
 STEPS, BATCH, NEAR = 36, 16, 1e-5
@@ -147,6 +147,7 @@ def test_two_starts_in_a_row_that_save_nothing_within_their_time_are_the_last(tr
     run = submit(training, "short", "--time", "1", "--exclude", "n4")
     for start in range(2):
         wait_until(lambda start=start: len(attempts.read(run)) > start, timeout_s=90)  # type: ignore[misc]
+        wait_for_ranks(cluster, run)
         cluster.tell("scancel", "--signal=USR2", job_of(run))  # as SLURM does, when it likes within the last minute
     first, second = wait_for_end(run, starts=2)
     assert [(a.kind, a.step, a.queued_again) for a in (first, second)] == [

@@ -1,0 +1,40 @@
+"""What a run's supervisor asks of SLURM, where SLURM ends the asking program with the job's other processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.starts import slurm_job
+
+CASES = {
+    "taken at once": (["RUNNING"], "exit 0", "", 1),
+    "taken, and scontrol ended by it": (["RUNNING", "PENDING"], "kill -TERM $$", "", 1),
+    "not taken at first": (["RUNNING", "RUNNING", "PENDING"], "exit 1", "", 2),
+    "on its way": (["RUNNING", "COMPLETING", "PENDING"], "exit 1", "", 1),
+    "waits already": (["PENDING"], "exit 1", "", 0),
+    "cancelled": (["CANCELLED"], "exit 0", "CANCELLED", 0),
+    "cancelled while it asked": (["RUNNING", "CANCELLED"], "exit 1", "CANCELLED", 1),
+    "forgotten": ([""], "exit 0", "gone", 0),
+}
+
+
+@pytest.mark.parametrize(("states", "scontrol", "instead", "asked"), CASES.values(), ids=CASES)
+def test_a_job_that_waits_is_queued_again_and_one_that_was_cancelled_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[str], scontrol: str, instead: str, asked: int
+) -> None:
+    """`states` are squeue's answers in turn, `scontrol` is how a requeue ends."""
+    (tmp_path / "states").write_text("".join(f"{state}|None\n" for state in states))
+    programs = {
+        "squeue": f"cd '{tmp_path}'; head -n 1 states; sed -i 1d states",
+        "scontrol": f"echo asked >> '{tmp_path}/asked'; {scontrol}",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, does in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert slurm_job.requeue("7") == instead
+    told = tmp_path / "asked"
+    assert (len(told.read_text().splitlines()) if told.exists() else 0) == asked
