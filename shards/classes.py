@@ -1,7 +1,8 @@
 """The classes of a set, as columns: position = class id = rank of (domain, label) over all splits.
 
 `classes.tsv` has one row a class (id, domain, label, group, train, dev, test), `groups.tsv` one row a group
-(id, domain, group; id 0 is no group). UTF-8, tab-separated, with \\t, \\n, \\r and \\\\ written as two characters.
+(id, domain, group; id 0 is no group). A set with folds has more columns in classes.tsv, fold0, fold1, …: the images of
+train that are in each. UTF-8, tab-separated, with \\t, \\n, \\r and \\\\ written as two characters.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,8 @@ class Classes:
     """Group by class id: the one that all images of the class share, else empty."""
     table: np.ndarray
     """(3, C) int64: images by split (train, dev, test) and class id, all roles together."""
+    folds: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """(K, C) int64: the images of train by fold and class id; (0, 0) for a set without folds."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,11 +48,34 @@ class Classes:
         return [f"{domain}/{label}" for domain, label in zip(self.domains, self.labels, strict=True)]
 
     def counts(self, split: str) -> np.ndarray:
-        """int64 images by class id in this split; 0 for the classes of other splits."""
-        if split not in SPLITS:
-            raise ShardError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
-        row: np.ndarray = self.table[SPLITS.index(split)]
+        """int64 images by class id in this split, or in `fold2`; 0 for the classes of others."""
+        if split not in self.parts:
+            raise ShardError(f"no split {split!r}; there are: {', '.join(self.parts)}")
+        at = self.parts.index(split)
+        row: np.ndarray = self.table[at] if at < len(SPLITS) else self.folds[at - len(SPLITS)]
         return row
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """train, dev, test, and fold0, fold1, … where there are folds."""
+        return (*SPLITS, *fold_columns(len(self.folds)))
+
+    def with_fold(self, fold: int) -> Classes:
+        """The images of this fold counted as dev, and no folds any more."""
+        table = self.table.copy()
+        table[SPLITS.index("train")] -= self.folds[fold]
+        table[SPLITS.index("dev")] += self.folds[fold]
+        return Classes(self.domains, self.labels, self.groups, table)
+
+    def with_counts(self, labelled: Iterable[tuple[str, int | None, np.ndarray]]) -> Classes:
+        """The same classes with the images that there are: (split, fold, class id of every label) of each shard."""
+        table, folds = np.zeros_like(self.table), np.zeros_like(self.folds)
+        for split, fold, labels in labelled:
+            counts = np.bincount(labels, minlength=len(self))
+            table[SPLITS.index(split)] += counts
+            if fold is not None:
+                folds[fold] += counts
+        return replace(self, table=table, folds=folds)
 
     @cached_property
     def ids(self) -> dict[tuple[str, str], int]:
@@ -57,8 +83,8 @@ class Classes:
         return {name: at for at, name in enumerate(zip(self.domains, self.labels, strict=True))}
 
     @classmethod
-    def count(cls, samples: Iterable[tuple[str, str | None, str | None, str]]) -> Classes:
-        """From (domain, label, group, split) of every sample; samples without a label belong to no class."""
+    def count(cls, samples: Iterable[tuple[str, str | None, str | None, str]], *, num_folds: int = 0) -> Classes:
+        """From (domain, label, group, split or `fold2`) of every sample; samples without a label belong to no class."""
         images: Counter[tuple[str, str, str]] = Counter()
         groups: dict[tuple[str, str], set[str]] = {}
         for domain, label, group, split in samples:
@@ -66,25 +92,36 @@ class Classes:
                 images[domain, label, split] += 1
                 groups.setdefault((domain, label), set()).add(group or "")
         names = sorted(groups)
-        table = np.array([[images[domain, label, split] for domain, label in names] for split in SPLITS], np.int64)
+        parts = (*SPLITS, *fold_columns(num_folds))
+        counts = np.array([[images[domain, label, part] for domain, label in names] for part in parts], np.int64)
+        table, folds = np.split(counts, [len(SPLITS)])
+        table[SPLITS.index("train")] += folds.sum(0)
         return cls(
             domains=tuple(domain for domain, _ in names),
             labels=tuple(label for _, label in names),
             groups=tuple("".join(groups[name]) if len(groups[name]) == 1 else "" for name in names),
             table=table,
+            folds=folds,
         )
 
     def to_text(self) -> str:
         """classes.tsv."""
-        counts = [map(str, row) for row in self.table.tolist()]
-        return write_rows(CLASS_COLUMNS, (*map(escape, (self.domains, self.labels, self.groups)), *counts))
+        counts = [map(str, row) for row in (*self.table.tolist(), *self.folds.tolist())]
+        columns = (*CLASS_COLUMNS, *self.parts[len(SPLITS) :])
+        return write_rows(columns, (*map(escape, (self.domains, self.labels, self.groups)), *counts))
 
     @classmethod
     def from_text(cls, text: str) -> Classes:
         """Reads what to_text wrote."""
-        domains, labels, groups, *counts = read_columns(CLASS_COLUMNS, text)
-        table = np.array([list(map(int, column)) for column in counts], np.int64)
-        return cls(tuple(map(sys.intern, domains)), tuple(labels), tuple(map(sys.intern, groups)), table)
+        num_folds = max(text.partition("\n")[0].count("\t") + 1 - len(CLASS_COLUMNS), 0)
+        domains, labels, groups, *columns = read_columns((*CLASS_COLUMNS, *fold_columns(num_folds)), text)
+        table, folds = np.split(np.array([list(map(int, column)) for column in columns], np.int64), [len(SPLITS)])
+        return cls(tuple(map(sys.intern, domains)), tuple(labels), tuple(map(sys.intern, groups)), table, folds)
+
+
+def fold_columns(num_folds: int) -> tuple[str, ...]:
+    """fold0, fold1, …"""
+    return tuple(f"fold{fold}" for fold in range(num_folds))
 
 
 def write_groups(groups: Sequence[tuple[str, str]]) -> str:

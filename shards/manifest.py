@@ -3,6 +3,7 @@
     manifest.json                shards, sums, domains, totals, how it was made; written last: no set without it
     classes.tsv groups.tsv       see classes.py
     train-000000.tar             samples: <key>.<ext> and <key>.json, plain ustar; one split and role a shard
+    fold0-query-000000.tar       of a set with folds: train, and queries of dev where that fold is held out
     train-000000.tar.index.npy   its sidecar: one SIDECAR row a sample, in tar order
     train-000000.labels.npy      only where samples have several labels: one LABELS row a label, in tar order
     sizes.json wids.json         counts for open_clip and for wids (which gets the training shards only)
@@ -75,6 +76,20 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    fold: int | None = None
+    """Of a set with folds: the one that it belongs to; its role is then that in the evaluation of this fold."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in manifest.json: without a fold where it has none."""
+        stated = asdict(self)
+        if self.fold is None:
+            del stated["fold"]
+        return stated
+
+    @property
+    def part(self) -> str:
+        """`fold2`, or the split; how the names of its files begin."""
+        return self.split if self.fold is None else f"fold{self.fold}"
 
     @property
     def sidecar(self) -> str:
@@ -111,6 +126,8 @@ class Manifest:
     """All of manifest.json: tool, config, totals, skipped."""
     has_tars: bool = True
     """Whether the tars lie in the folder too; else it holds a copy of everything but them."""
+    fold: int | None = None
+    """The fold that is held out, in what with_fold gives."""
 
     @classmethod
     def load(cls, folder: Path | str) -> Manifest:
@@ -136,6 +153,25 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise ShardError(f"{where}: damaged ({error!r}); make the set again") from error
         return cls(folder, folder.resolve().name, shards, domains, digest, about)
+
+    @property
+    def num_folds(self) -> int:
+        """0 for a set without folds."""
+        return int(self.about.get("folds", 0))
+
+    def with_fold(self, fold: int) -> Manifest:
+        """The same set with this fold as its dev split, and the others as its training; ShardError where it has no such
+        fold. The set as it is trains on all of them."""
+        if not self.num_folds:
+            raise ShardError(
+                f"set '{self.name}' has no folds; make it again with `shards make ... --folds 5`, or give no fold"
+            )
+        if not 0 <= fold < self.num_folds:
+            raise ShardError(f"set '{self.name}' has no fold {fold}; give 0 to {self.num_folds - 1}")
+        assert self.fold is None, "of the set as it is"
+        shards = tuple(hold_out(shard, fold) for shard in self.shards)
+        digest = content_digest(shards, self.domains, self.about["classes"])
+        return replace(self, shards=shards, digest=digest, fold=fold)
 
     def select(self, split: str, role: str | None = None) -> tuple[Shard, ...]:
         """The shards of one split, and of one role if given, in file order; may be empty."""
@@ -194,7 +230,10 @@ class Manifest:
         """Read on first use."""
         text = self._text(CLASSES)
         try:
-            return Classes.from_text(text)
+            classes = Classes.from_text(text)
+            if len(classes.folds) != self.num_folds:
+                raise ValueError(f"counts of {len(classes.folds)} folds, and {MANIFEST} says {self.num_folds}")
+            return classes if self.fold is None else classes.with_fold(self.fold)
         except (ValueError, OverflowError) as error:
             raise ShardError(f"{self.folder / CLASSES}: {error}; make the set again") from error
 
@@ -316,9 +355,16 @@ def sets_beside(folder: Path) -> str:
     return f"; there are in {parent}: {', '.join(names)}{did_you_mean(folder.name, names)}" if names else ""
 
 
+def hold_out(shard: Shard, fold: int) -> Shard:
+    """What the shard is where this fold is held out."""
+    if shard.fold is None:
+        return shard
+    return replace(shard, split="dev") if shard.fold == fold else replace(shard, role="train")
+
+
 def content_digest(shards: Sequence[Shard], domains: Sequence[str], classes: Mapping[str, str]) -> str:
     """What Manifest.digest is."""
-    content = [[asdict(shard) for shard in shards], list(domains), dict(classes)]
+    content = [[shard.as_dict() for shard in shards], list(domains), dict(classes)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -349,7 +395,7 @@ def write_manifest(
         (folder / file).write_bytes(raw)
         sums[file] = hashlib.sha256(raw).hexdigest()
     write_json(folder / "sizes.json", {shard.file: shard.samples for shard in shards})
-    trained = [{"url": s.file, "nsamples": s.samples, "filesize": s.bytes} for s in shards if s.role == "train"]
+    trained = [{"url": s.file, "nsamples": s.samples, "filesize": s.bytes} for s in shards if s.split == "train"]
     wids = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": trained}
     write_json(folder / "wids.json", wids)
     content = {
@@ -360,16 +406,16 @@ def write_manifest(
         "domains": list(domains),
         "classes": sums,
         "totals": totals(shards),
-        "shards": [asdict(shard) for shard in shards],
+        "shards": [shard.as_dict() for shard in shards],
     }
     write_json(folder / MANIFEST, content)
 
 
 def totals(shards: Sequence[Shard]) -> dict[str, dict[str, dict[str, int]]]:
-    """Shards, samples and bytes by split and role."""
+    """Shards, samples and bytes by split (or fold) and role."""
     table: dict[str, dict[str, dict[str, int]]] = {}
     for shard in shards:
-        cell = table.setdefault(shard.split, {}).setdefault(shard.role, {"shards": 0, "samples": 0, "bytes": 0})
+        cell = table.setdefault(shard.part, {}).setdefault(shard.role, {"shards": 0, "samples": 0, "bytes": 0})
         cell["shards"] += 1
         cell["samples"] += shard.samples
         cell["bytes"] += shard.bytes

@@ -12,6 +12,8 @@ from shards.record import ROLES, SPLITS
 TAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
 SUM = re.compile(r"[0-9a-f]{64}")
 TABLES = ("classes.tsv", "groups.tsv")
+MOST_FOLDS = 100
+"""Of one set."""
 OBJECTS = ("config", "given", "totals", "salvaged")
 """Names whose values are objects where they are there."""
 
@@ -35,13 +37,17 @@ def find_malformed(about: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is not an object"
     if not isinstance(about.get("multi_label", False), bool):
         yield "multi_label is neither true nor false"
-    yield from find_malformed_shards("shards", shards)
+    num_folds = about.get("folds", 0)
+    if "folds" in about and not (is_count(num_folds) and 2 <= num_folds <= MOST_FOLDS):
+        yield f"folds {num_folds!r:.80} is not possible"
+        return
+    yield from find_malformed_shards("shards", shards, num_folds)
     salvaged = about.get("salvaged")
     if isinstance(salvaged, dict):
-        yield from find_malformed_shards("salvaged.shards", salvaged.get("shards"))
+        yield from find_malformed_shards("salvaged.shards", salvaged.get("shards"), num_folds)
 
 
-def find_malformed_shards(name: str, shards: Any) -> Iterator[str]:
+def find_malformed_shards(name: str, shards: Any, num_folds: int) -> Iterator[str]:
     """What is wrong with a list of shards."""
     if shards is None:
         return
@@ -50,7 +56,7 @@ def find_malformed_shards(name: str, shards: Any) -> Iterator[str]:
         return
     files = set()
     for at, shard in enumerate(shards):
-        wrong = find_wrong(shard)
+        wrong = find_wrong(shard, num_folds)
         if wrong:
             yield f"{name}[{at}].{wrong}"
         elif shard["file"].lower() in files:
@@ -59,7 +65,7 @@ def find_malformed_shards(name: str, shards: Any) -> Iterator[str]:
             files.add(shard["file"].lower())
 
 
-def find_wrong(shard: Any) -> str | None:
+def find_wrong(shard: Any, num_folds: int) -> str | None:
     """The first field of an entry that is missing or holds what it cannot; its name and value."""
     if not isinstance(shard, dict):
         return f"file is missing ({shard!r:.40})"
@@ -67,11 +73,14 @@ def find_wrong(shard: Any) -> str | None:
     rules = {
         "file": isinstance(file, str) and TAR_NAME.fullmatch(file) is not None,
         "split": split in SPLITS,
-        "role": role in ROLES and (split == "train") == (role == "train"),
+        "role": role in ROLES and (split == "train" and "fold" not in shard) == (role == "train"),
         "samples": is_count(shard.get("samples")),
         "bytes": is_count(shard.get("bytes")),
         "sha256": is_sum(shard.get("sha256")),
     }
+    if "fold" in shard:
+        fold = shard["fold"]
+        rules["fold"] = is_count(fold) and fold < num_folds and split == "train" and role in ("query", "index")
     wrong = [name for name, is_right in rules.items() if not is_right] or sorted(shard.keys() - rules.keys())
     return f"{wrong[0]} {shard.get(wrong[0])!r:.80} is not possible" if wrong else None
 

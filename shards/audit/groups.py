@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.audit.findings import Finding
-from shards.audit.images import TRAIN, Images
+from shards.audit.images import TRAIN, Images, is_trained
 from shards.audit.relations import GRAVE, MILD
 from shards.errors import first_few
 from shards.manifest import Manifest
-from shards.record import SPLITS
 
 KIND = "group leak"
 
@@ -61,15 +60,17 @@ def shared_groups(images: Images) -> Iterator[Shared]:
     """By domain, where there are any."""
     manifest = images.sets[0]
     rows = images.rows[images.is_ours]
-    is_train = rows["split"] == TRAIN
     trained, evaluated = (
-        np.bincount(rows["group"][side], minlength=len(manifest.groups)) for side in (is_train, ~is_train)
+        np.bincount(rows["group"][side], minlength=len(manifest.groups))
+        for side in (is_trained(rows), rows["split"] != TRAIN)
     )
+    places = np.unique(rows[["split", "group"]])
+    is_parted = np.bincount(places["group"], minlength=len(manifest.groups)) > 1
     owners = np.array([owner for owner, _ in manifest.groups])
     is_fine = manifest.is_multi_label or is_split_by_group(manifest)
     for domain in manifest.domains:
         is_owned = (owners == domain) & (np.arange(len(owners)) > 0)  # 0 is no group
-        shared = np.flatnonzero(is_owned & (trained > 0) & (evaluated > 0))
+        shared = np.flatnonzero(is_owned & is_parted & (trained > 0) & (evaluated > 0))
         if len(shared):
             yield Shared(
                 domain,
@@ -97,10 +98,10 @@ def holds_whole_classes(images: Images, domain: str) -> bool:
 def class_findings(images: Images) -> Iterator[Finding]:
     """Classes with images in several splits; only an input that brings its own split makes such sets."""
     classes = images.sets[0].classes
-    shared = np.flatnonzero((classes.table > 0).sum(0) > 1)
+    shared = np.flatnonzero(((classes.table > 0).sum(0) > 1) | ((classes.folds > 0).sum(0) > 1))
     if len(shared):
         names = classes.class_names()
-        splits = [split for split in SPLITS if classes.counts(split)[shared].any()]
+        splits = [part for part in classes.parts if classes.counts(part)[shared].any()]
         yield Finding(
             "shared classes",
             MILD,

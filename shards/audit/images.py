@@ -28,7 +28,7 @@ PLACE = np.dtype(
         ("set", "u1"),  # OURS or THEIRS
         ("shard", "<u4"),
         ("row", "<u4"),
-        ("split", "u1"),  # position in SPLITS
+        ("split", "u1"),  # position in SPLITS, the set's folds behind them
         ("role", "u1"),  # position in ROLES
         ("label", "<i4"),  # position in Images.labels; -1: none
         ("domain", "<u2"),  # position in Images.domains
@@ -37,6 +37,7 @@ PLACE = np.dtype(
 )
 IMAGE = np.dtype(PLACE.descr + TRAITS.descr)
 TRAIN = SPLITS.index("train")
+"""Trained on whatever is held out; images of folds are trained on, too (is_trained)."""
 PIECE = 512
 """Images of a piece of work."""
 BLANK_DEVIATION = 2.0
@@ -95,7 +96,8 @@ class Images:
     def place(self, at: int) -> str:
         """`dev query`, `train`; with the set's name where there are two."""
         row = self.rows[at]
-        split, role = SPLITS[row["split"]], ROLES[row["role"]]
+        part, role = int(row["split"]), ROLES[row["role"]]
+        split = SPLITS[part] if part < len(SPLITS) else f"fold{part - len(SPLITS)}"
         name = split if split == role else f"{split} {role}"
         return f"{self.sets[row['set']].name}: {name}" if len(self.sets) > 1 else name
 
@@ -129,6 +131,16 @@ class Images:
         for code in np.unique(codes):
             manifest = self.sets[code >> 32]
             yield manifest, manifest.shards[code & 0xFFFFFFFF], ordered[codes == code].tolist()
+
+
+def is_trained(rows: np.ndarray) -> np.ndarray:
+    """Images that are trained on; those of a fold where another one is held out."""
+    return np.asarray((rows["split"] == TRAIN) | is_in_fold(rows))
+
+
+def is_in_fold(rows: np.ndarray) -> np.ndarray:
+    """Images that are trained on or evaluated with, by which fold is held out."""
+    return np.asarray(rows["split"] >= len(SPLITS))
 
 
 def open_shard(manifest: Manifest, shard: Shard) -> BinaryIO:
@@ -228,7 +240,8 @@ def place_rows(sets: Sequence[Manifest], which: int, number: int, names: Names) 
             )
     rows = np.zeros(len(sidecar), PLACE)
     rows["set"], rows["shard"], rows["row"] = which, number, np.arange(len(sidecar))
-    rows["split"], rows["role"] = SPLITS.index(shard.split), ROLES.index(shard.role)
+    rows["split"] = SPLITS.index(shard.split) if shard.fold is None else len(SPLITS) + shard.fold
+    rows["role"] = ROLES.index(shard.role)
     rows["group"] = sidecar["group"]
     rows["domain"] = names.domain_maps[which][sidecar["domain"]] if len(sidecar) else 0
     rows["label"] = np.append(names.label_maps[which], -1)[sidecar["label"]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.audit.images import OURS, TRAIN
+from shards.audit.images import OURS, TRAIN, is_in_fold, is_trained
 from shards.record import ROLES
 
 GRAVE, NOTABLE, MILD = "grave", "notable", "mild"
@@ -32,9 +32,26 @@ class Relation:
     """Whether the first of the two is one to leave out; None keeps both."""
 
 
-def is_train(kinds: np.ndarray) -> np.ndarray:
-    """Images to train on; the others are for an evaluation."""
-    return np.asarray(kinds["split"] == TRAIN)
+def is_evaluated(kinds: np.ndarray) -> np.ndarray:
+    """Images for an evaluation; those of a fold where it is held out."""
+    return np.asarray(kinds["split"] != TRAIN)
+
+
+def is_for_the_same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Both for training or both for evaluation."""
+    return np.asarray((is_trained(one) == is_trained(other)) & (is_evaluated(one) == is_evaluated(other)))
+
+
+def leaks(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """One is trained on where the other is evaluated with."""
+    is_leak = (is_trained(one) & is_evaluated(other)) | (is_evaluated(one) & is_trained(other))
+    return np.asarray(are_ours(one, other) & (one["split"] != other["split"]) & is_leak)
+
+
+def leaks_from(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of a leak, the side that is trained on; of two folds the first."""
+    is_first = is_in_fold(one) & is_in_fold(other) & (one["split"] < other["split"])
+    return np.asarray((is_trained(one) & ~is_trained(other)) | is_first)
 
 
 def are_ours(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -57,21 +74,21 @@ RELATIONS = (
         "leak",
         GRAVE,
         "trained on, and evaluated with",
-        lambda one, other: are_ours(one, other) & (is_train(one) != is_train(other)),
-        lambda one, other: is_train(one) & ~is_train(other),
+        leaks,
+        leaks_from,
     ),
     Relation(
         "evaluation trained on elsewhere",
         GRAVE,
         "in our evaluation, and trained on in the other set",
-        lambda one, other: (one["set"] == OURS) & (other["set"] != OURS) & ~is_train(one) & is_train(other),
+        lambda one, other: (one["set"] == OURS) & (other["set"] != OURS) & is_evaluated(one) & is_trained(other),
         lambda one, other: one["set"] == OURS,
     ),
     Relation(
         "training evaluated elsewhere",
         GRAVE,
         "trained on here, and in the other set's evaluation",
-        lambda one, other: (one["set"] == OURS) & (other["set"] != OURS) & is_train(one) & ~is_train(other),
+        lambda one, other: (one["set"] == OURS) & (other["set"] != OURS) & is_trained(one) & is_evaluated(other),
         lambda one, other: one["set"] == OURS,
     ),
     Relation(
@@ -79,7 +96,7 @@ RELATIONS = (
         GRAVE,
         "the same picture under two labels",
         lambda one, other: are_ours(one, other) & have_two_labels(one, other),
-        lambda one, other: is_train(one) == is_train(other),  # else the leak says which
+        lambda one, other: ~leaks(one, other),  # else the leak says which
     ),
     Relation(
         "false distractor",
@@ -92,7 +109,9 @@ RELATIONS = (
         "dev and test",
         NOTABLE,
         "in two evaluation splits: what is tuned on one does well on the other",
-        lambda one, other: are_ours(one, other) & ~is_train(one) & ~is_train(other) & (one["split"] < other["split"]),
+        lambda one, other: (
+            are_ours(one, other) & ~is_trained(one) & ~is_trained(other) & (one["split"] < other["split"])
+        ),
         lambda one, other: one["split"] < other["split"],
     ),
     Relation(
@@ -115,7 +134,7 @@ RELATIONS = (
         "shared",
         MILD,
         "in both sets, in both for training or in both for evaluation",
-        lambda one, other: (one["set"] == OURS) & (other["set"] != OURS) & (is_train(one) == is_train(other)),
+        lambda one, other: (one["set"] == OURS) & (other["set"] != OURS) & is_for_the_same(one, other),
         None,
     ),
 )

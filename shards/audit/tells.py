@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.audit.findings import Finding
-from shards.audit.images import TRAIN, Images
+from shards.audit.images import TRAIN, Images, is_trained
 from shards.audit.relations import GRAVE, INDEX, NOTABLE, QUERY
 from shards.audit.traits import FORMATS, HAS_ALPHA, HAS_EXIF, IS_GREY
 from shards.record import ROLES
@@ -70,8 +70,8 @@ def tell_findings(images: Images) -> Iterator[Finding]:
         for domain, part in parts:
             yield from contrast_findings(rows, values, contrast, domain, part, positions)
     for at, name in enumerate(images.domains):
-        is_trained = (rows["domain"] == at) & (rows["split"] == TRAIN) & (rows["label"] >= 0)
-        yield from label_findings(rows[is_trained], {key: value[is_trained] for key, value in values.items()}, name)
+        is_mine = (rows["domain"] == at) & is_trained(rows) & (rows["label"] >= 0)
+        yield from label_findings(rows[is_mine], {key: value[is_mine] for key, value in values.items()}, name)
 
 
 def contrasts(rows: np.ndarray) -> list[Contrast]:

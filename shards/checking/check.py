@@ -24,7 +24,6 @@ from shards.checking.schema import hash_of
 from shards.checking.walk import Found, walk_samples
 from shards.errors import ShardError
 from shards.manifest import CLASSES, GROUPS, MANIFEST, Manifest, Shard, totals
-from shards.record import SPLITS
 from shards.skipped import SKIPPED
 
 Watch = Callable[[int, int, int], None]
@@ -131,7 +130,7 @@ def check_names(manifest: Manifest) -> Iterator[Problem]:
         names = list(zip(manifest.classes.domains, manifest.classes.labels, strict=True))
         if names != sorted(set(names)):
             yield Problem(Part.NAMES, CLASSES, "its classes are not in order")
-        if (manifest.classes.table < 0).any():
+        if (manifest.classes.table < 0).any() or (manifest.classes.folds < 0).any():
             yield Problem(Part.NAMES, CLASSES, "its counts are negative")
     except ShardError as error:
         yield Problem(Part.NAMES, CLASSES, without_path(error))
@@ -172,22 +171,14 @@ def find_key(path: Path, sought: int) -> str | None:
 def check_counts(manifest: Manifest, reports: Sequence[Report]) -> Iterator[Problem]:
     """Images by split and class as the sidecars have them, against classes.tsv."""
     classes = manifest.classes
-    counts = count_labels(len(classes), reports)
-    for at, split in enumerate(SPLITS):
-        stated = classes.counts(split)
-        for label in np.flatnonzero(counts[at] != stated):
+    labelled = [(one.shard.split, one.shard.fold, one.labels) for one in reports if one.labels is not None]
+    found = classes.with_counts(labelled)
+    for part in classes.parts:
+        stated, there = classes.counts(part), found.counts(part)
+        for label in np.flatnonzero(there != stated):
             name = f"{classes.domains[label]}/{classes.labels[label]}"
-            text = f"{name} has {stated[label]} images in {split}, the shards have {counts[at, label]}"
+            text = f"{name} has {stated[label]} images in {part}, the shards have {there[label]}"
             yield Problem(Part.LISTS, CLASSES, text)
-
-
-def count_labels(num_classes: int, reports: Sequence[Report]) -> NDArray[np.int64]:
-    """(split, class): images."""
-    counts = np.zeros((len(SPLITS), num_classes), np.int64)
-    for report in reports:
-        if report.labels is not None:
-            counts[SPLITS.index(report.shard.split)] += np.bincount(report.labels, minlength=num_classes)
-    return counts
 
 
 def check_lists(manifest: Manifest) -> Iterator[Problem]:
@@ -198,7 +189,7 @@ def check_lists(manifest: Manifest) -> Iterator[Problem]:
     if files != sorted(files):
         yield Problem(Part.LISTS, MANIFEST, "its shards are not in order")
     sizes = {shard.file: shard.samples for shard in manifest.shards}
-    trained = [(shard.file, shard.samples) for shard in manifest.shards if shard.role == "train"]
+    trained = [(shard.file, shard.samples) for shard in manifest.shards if shard.split == "train"]
     for name, true, read in ((SIZES, sizes, dict), (WIDS, trained, read_wids)):
         try:
             stated = read(read_json(manifest.folder / name))

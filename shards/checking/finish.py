@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from shards.checking.reindex import list_names
 from shards.classes import Classes, write_groups
 from shards.errors import ShardError
 from shards.manifest import CLASSES, GROUPS, MANIFEST, Manifest, Shard, write_manifest
-from shards.record import SPLITS
 
 OWN_WORDS = ("schema", "tool", "name", "domains", "classes", "totals", "shards")
 """What write_manifest says by itself."""
@@ -55,7 +52,7 @@ def rewrite_lists(manifest: Manifest, shards: Sequence[Shard], before: Mapping[s
         lost = sum(shard.samples - there.get(file, 0) for file, shard in before.items())
         sums = "".join(shard.sha256 for shard in shards)
         about["fingerprint"] = hashlib.sha256(sums.encode()).hexdigest()  # `shards make` would take it for whole else
-        entries = [asdict(before[file]) for file in sorted(before)]
+        entries = [before[file].as_dict() for file in sorted(before)]
         about["salvaged"] = {"lost": lost, "fingerprint": made_from, "shards": entries}
     write_manifest(
         aside,
@@ -77,8 +74,8 @@ def differs(new: Path, old: Path) -> bool:
 
 def recount(manifest: Manifest, shards: Sequence[Shard]) -> Classes:
     """The classes with the images that there are now; one that lost its last keeps its id."""
-    table = np.zeros((len(SPLITS), len(manifest.classes)), np.int64)
+    found = []
     for shard in shards:
         labels: Any = manifest.labels(shard)["label"] if manifest.is_multi_label else manifest.sidecar(shard)["label"]
-        table[SPLITS.index(shard.split)] += np.bincount(labels[labels >= 0], minlength=len(manifest.classes))
-    return replace(manifest.classes, table=table)
+        found.append((shard.split, shard.fold, labels[labels >= 0]))
+    return manifest.classes.with_counts(found)

@@ -82,6 +82,7 @@ class Origin:
             numbers=np.zeros((len(rows), 3), np.int64),
             labels={},
             look=self.order.look,
+            fold=shard.fold,
         )
 
     def sample(self, shard: Shard, hashed: int) -> Ready | None:

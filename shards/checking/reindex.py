@@ -94,7 +94,7 @@ def list_names(manifest: Manifest) -> tuple[list[str], Classes, list[tuple[str, 
                 if meta["group"]:
                     groups.add((meta["domain"], meta["group"]))
                 for label in labels_of(meta):
-                    yield meta["domain"], label, meta["group"], shard.split
+                    yield meta["domain"], label, meta["group"], shard.part
 
-    classes = Classes.count(labelled())
+    classes = Classes.count(labelled(), num_folds=manifest.num_folds)
     return sorted(domains), classes, sorted(groups)

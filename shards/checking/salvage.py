@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -155,7 +155,7 @@ def rebuild(
         lost += remains.broken.values()
         num_unknown = shard.samples - len(writer.rows) - len(lost)
         lost += [Lost(None, None, NOTHING_LEFT)] * max(num_unknown, 0)
-    rebuilt = Shard(shard.file, shard.split, shard.role, len(writer.rows), writer.num_bytes, sha256)
+    rebuilt = replace(shard, samples=len(writer.rows), bytes=writer.num_bytes, sha256=sha256)
     return Rebuilt(rebuilt, lost, num_again)
 
 

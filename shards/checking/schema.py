@@ -15,7 +15,7 @@ from shards.record import Unreadable
 
 KEY = re.compile(r"[A-Za-z0-9_%-]+/[A-Za-z0-9_%-]+")
 TEXTS, OPTIONAL_TEXTS = ("domain", "split", "role", "source"), ("label", "group")
-NAMES = frozenset((*TEXTS, *OPTIONAL_TEXTS, "labels", "box", "extra"))
+NAMES = frozenset((*TEXTS, *OPTIONAL_TEXTS, "labels", "box", "fold", "extra"))
 Meta = dict[str, Any]
 
 
@@ -34,6 +34,8 @@ def judge(file: BinaryIO, found: Found, shard: Shard, *, is_multi_label: bool) -
     else:
         if (meta["split"], meta["role"]) != (shard.split, shard.role):
             problems.append(f"its json says {meta['split']!r} {meta['role']!r}")
+        if meta.get("fold") != shard.fold:
+            problems.append(f"its json says fold {meta.get('fold')!r}")
         if found.key.partition("/")[0] != encode_domain(meta["domain"]):
             problems.append(f"its json says domain {meta['domain']!r}")
     file.seek(found.image.offset_data)
@@ -52,6 +54,8 @@ def find_mistyped(meta: Meta, *, is_multi_label: bool) -> list[str]:
         wrong += [] if is_multi_label and "label" not in meta and is_labels(meta["labels"]) else ["labels"]
     elif "label" not in meta or (is_multi_label and meta["label"] is not None):
         wrong.append("label")
+    if "fold" in meta and type(meta["fold"]) is not int:
+        wrong.append("fold")
     if "box" in meta and not is_box(meta["box"]):
         wrong.append("box")
     return sorted(set(wrong))

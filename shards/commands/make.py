@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   shards make folder photos --out shard_sets/photos --min-images 2 --max-side 512
   shards make table food.csv --images photos --domain food --out shard_sets/food --dev-fraction 10%
+  shards make folder photos --folds 5 --out shard_sets/photos            then train with data.fold=0, 1, …
   shards make food.yaml --out shard_sets/food      source and options from a file
   shards make SOURCE --help                        all options of one source
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import Stopped
+from shards.errors import ShardError, Stopped
 from shards.making import base as bases
 from shards.making import output
 from shards.making.base import Base
@@ -31,6 +31,11 @@ def append_set(
 ) -> tuple[Manifest, int]:
     """(the set with the records that it did not have, how many those are)"""
     bases.refuse_damaged(base.manifest)
+    if base.manifest.num_folds:
+        raise ShardError(
+            f"{base.manifest.folder} has folds, which new classes would make uneven: make a new set of all images, by the "
+            "same `shards make ... --folds` with another --out"
+        )
     folder, new = base.manifest.folder, Path(order.out)
     refuse_begun(output.partial_folder(folder))
     clear_leftovers(base, new)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shards.images.imaging import Look, prepare
 from shards.making.catalog import Catalog
-from shards.making.split import Plan
+from shards.making.split import NO_FOLD, Plan
 from shards.record import ROLES, SPLITS, Unreadable
 from shards.tar import member_bytes
 from shards.ustar import BLOCK, END
@@ -42,22 +42,26 @@ class Task:
     role: str
     rows: NDArray[np.int64]
     """Of the catalog, in tar order."""
+    fold: int | None = None
 
 
 def lay_out(catalog: Catalog, plan: Plan, sizes: Sizes, look: Look) -> list[Task]:
     """All shards, in the order of their names."""
     tasks = []
-    for split, role in sorted({(s, r) for s, r in zip(plan.split[plan.kept], plan.role[plan.kept], strict=True)}):
-        rows = np.flatnonzero((plan.split == split) & (plan.role == role))
+    columns = (plan.split, plan.role, plan.fold)
+    for split, role, fold in sorted(set(zip(*(column[plan.kept].tolist() for column in columns), strict=True))):
+        rows = np.flatnonzero((plan.split == split) & (plan.role == role) & (plan.fold == fold))
         rows = rows[np.lexsort((catalog["key_hash"][rows], catalog["rank"][rows]))]
-        tasks += name_tasks(SPLITS[split], ROLES[role], cut(catalog, rows, sizes, look))
+        cuts = cut(catalog, rows, sizes, look)
+        tasks += name_tasks(SPLITS[split], ROLES[role], cuts, fold=None if fold == NO_FOLD else fold)
     return sorted(tasks, key=lambda task: task.file)
 
 
-def name_tasks(split: str, role: str, cuts: Iterator[NDArray[np.int64]], *, first: int = 0) -> list[Task]:
-    """`dev-query-000000.tar`, …"""
-    prefix = split if split == role else f"{split}-{role}"
-    return [Task(f"{prefix}-{number:06d}.tar", split, role, rows) for number, rows in enumerate(cuts, start=first)]
+def name_tasks(split: str, role: str, cuts: Iterator[NDArray[np.int64]], *, fold: int | None) -> list[Task]:
+    """`dev-query-000000.tar`, `fold0-query-000000.tar`, …"""
+    part = split if fold is None else f"fold{fold}"
+    prefix = part if part == role else f"{part}-{role}"
+    return [Task(f"{prefix}-{number:06d}.tar", split, role, rows, fold) for number, rows in enumerate(cuts)]
 
 
 def cut(catalog: Catalog, rows: NDArray[np.int64], sizes: Sizes, look: Look) -> Iterator[NDArray[np.int64]]:

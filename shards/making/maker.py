@@ -188,6 +188,7 @@ def as_work(target: Target, order: Order, catalog: Catalog, numbering: Numbering
         look=order.look,
         is_multi_label=catalog.is_multi_label,
         url=target.url,
+        fold=task.fold,
     )
 
 
@@ -258,6 +259,7 @@ def finish(
     if skips.found:
         write_skipped(folder / SKIPPED, as_rows(catalog, skips.found))
     several = {"multi_label": True} if catalog.is_multi_label else {}
+    folds = {"folds": plan.num_folds} if plan.num_folds else {}
     write_manifest(
         folder,
         name=output.name_of(order.out),
@@ -265,5 +267,5 @@ def finish(
         domains=final.domain_names(catalog),
         classes=final.class_table(catalog, plan),
         groups=final.group_names(catalog),
-        about={**about, **several, "skipped": len(skips.found)},
+        about={**about, **several, **folds, "skipped": len(skips.found)},
     )

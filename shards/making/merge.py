@@ -217,7 +217,12 @@ def join_classes(manifests: Sequence[Manifest], names: Names) -> Classes:
 
 
 def refuse_unlike(manifests: Sequence[Manifest]) -> None:
-    """One label or several: a set has one kind."""
+    """One label or several: a set has one kind. Of sets with folds a class may be in another fold of each."""
+    if folded := [manifest.name for manifest in manifests if manifest.num_folds]:
+        raise ShardError(
+            f"{folded[0]} has folds, and merged classes could be in two of them: train on several sets by "
+            "data.mixture, or make one set with folds of all images"
+        )
     kinds = {manifest.is_multi_label: manifest.name for manifest in manifests}
     if len(kinds) > 1:
         raise ShardError(

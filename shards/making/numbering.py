@@ -56,12 +56,15 @@ class Numbering:
         ids = self.classes[labels]
         flat = plan.split[rows].astype(np.int64) * len(names) + ids
         table = np.bincount(flat, minlength=len(SPLITS) * len(names)).reshape(len(SPLITS), -1)
+        folds = np.zeros((plan.num_folds, len(names)), np.int64)
+        np.add.at(folds, (plan.fold[rows][plan.fold[rows] >= 0], ids[plan.fold[rows] >= 0]), 1)
         groups = common_group(ids, catalog["group"][rows], len(names))
         return Classes(
             domains=tuple(domain for domain, _ in names),
             labels=tuple(label for _, label in names),
             groups=tuple(catalog.groups[group][1] for group in groups.tolist()),
             table=table.astype(np.int64),
+            folds=folds,
         )
 
 

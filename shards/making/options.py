@@ -74,8 +74,18 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
         help="of the classes, if the input brings no split (default: 20%%)",
     )
     add("--test-fraction", type=share, metavar="SHARE", help="of the classes (default: none)")
-    add("--folds", type=count, metavar="K", help="stratified group k-fold instead of fractions")
-    add("--fold", type=seed, metavar="I", help="the fold that is dev, from 0; the others are train")
+    add(
+        "--folds",
+        type=count,
+        metavar="K",
+        help="stratified group k-fold instead of fractions; training says data.fold=0",
+    )
+    add(
+        "--fold",
+        type=seed,
+        metavar="I",
+        help="make the set of one fold: it is dev, the others are train (default: all)",
+    )
     add("--fold-units", choices=("class", "group"), default="class", help="what never straddles folds (default: class)")
     add("--strata", choices=("domain", "group", "label"), help="what is balanced over the folds (default: domain)")
     add(

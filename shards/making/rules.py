@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shards.errors import ShardError
+from shards.stated import MOST_FOLDS
 
 FOLD_UNITS = ("class", "group")
 STRATA = ("group", "label", "domain")
@@ -36,7 +37,8 @@ class Rules:
     folds: int | None = None
     """Number of folds of a k-fold split, which takes the place of the fractions."""
     fold: int | None = None
-    """The fold that is dev, from 0; the others are for training."""
+    """The fold that is dev, from 0; the others are for training. None: the set has all folds, and who trains on it says
+    which one is held out."""
     fold_units: str = "class"
     """What never straddles folds: a class, or a group."""
     strata: str | None = None
@@ -56,6 +58,11 @@ class Rules:
             )
         self._check_folds(dev + test)
 
+    @property
+    def folds_in_set(self) -> int:
+        """How many the set will have; 0 where one of them is its dev split for good."""
+        return self.folds if self.folds and self.fold is None else 0
+
     def _check_folds(self, fractions: float) -> None:
         if self.folds is None:
             if self.fold is not None or self.fold_units != "class" or self.strata:
@@ -63,10 +70,13 @@ class Rules:
             return
         if fractions:
             raise ShardError("--folds takes the place of --dev-fraction and --test-fraction; leave one out")
-        if self.folds < 2:
-            raise ShardError(f"--folds {self.folds}: at least 2")
-        if self.fold is None or not 0 <= self.fold < self.folds:
-            raise ShardError(f"--fold {self.fold} is not one of the {self.folds} folds; give 0 to {self.folds - 1}")
+        if not 2 <= self.folds <= MOST_FOLDS:
+            raise ShardError(f"--folds {self.folds}: at least 2, and at most {MOST_FOLDS}")
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise ShardError(
+                f"--fold {self.fold} is not one of the {self.folds} folds; give 0 to {self.folds - 1}, or leave it out for "
+                "a set with all of them"
+            )
         if self.fold_units not in FOLD_UNITS:
             raise ShardError(f"--fold-units {self.fold_units!r} is not one of {', '.join(FOLD_UNITS)}")
         if self.strata not in (None, *STRATA):

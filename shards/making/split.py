@@ -4,7 +4,8 @@ A split that the release brings wins. Without one, each class draws a number fro
 `dev_fraction` it is a dev class, then come `test_fraction` and train. So a class keeps its place when others are added.
 The one exception keeps tiny sets usable: where a domain has at least 4 classes, the 2 with the smallest numbers are dev
 whatever the numbers are (and the next 2 test, from 6 classes on, if test is asked for), and the 2 with the largest stay
-in train. With `folds`, one fold of a stratified group k-fold (folds.py) is dev. Within an evaluation class one image is
+in train. With `folds`, one fold of a stratified group k-fold (folds.py) is dev, or the set has all of them: then every
+image is for training, and has the role in its fold that it has where this is dev. Within an evaluation class one image is
 the query, two from 6 images on (smallest hashes of their keys), the rest is the index. An image without a label is a
 distractor. Where images have several labels there are no classes to keep apart: each image (or its group) draws for
 itself, and a fifth of the evaluation images are queries where the index has what they look for, but at least one of each
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ OUT = -1
 TRAIN, DEV, TEST = range(3)  # positions in SPLITS
 QUERY, INDEX, DISTRACTOR = 1, 2, 3  # positions in ROLES; 0 is train
 Numbers = NDArray[np.int8]
+NO_FOLD = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,25 @@ class Plan:
     """Position in SPLITS, OUT where the row is left out."""
     role: Numbers
     """Position in ROLES."""
+    fold: Numbers
+    """NO_FOLD where the row is in none."""
+    num_folds: int = 0
 
     @property
     def kept(self) -> Bools:
         """Rows that become samples."""
         kept: Bools = self.split != OUT
         return kept
+
+    @property
+    def part(self) -> NDArray[np.int64]:
+        """What is searched as one: a position in SPLITS, the folds behind them. Rows that are left out have any."""
+        return np.where(self.fold == NO_FOLD, self.split, len(SPLITS) + self.fold.astype(np.int64))
+
+    @property
+    def num_parts(self) -> int:
+        """Splits and folds."""
+        return len(SPLITS) + self.num_folds
 
 
 def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = None) -> Plan:
@@ -65,18 +80,22 @@ def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = N
         raise NothingNew
     said = catalog["place"]
     is_explicit = bool((said[kept] != NOT_SAID).any())
+    fold = np.full(len(catalog), NO_FOLD, np.int8)
     if is_explicit:
         refuse_mixed(catalog, kept, rules, base)
         split, role = read_places(catalog, kept)
     else:
-        split = np.where(kept, draw_splits(catalog, kept, rules, base), OUT).astype(np.int8)
         role = np.full(len(catalog), OUT, np.int8)
+        if rules.folds:
+            split, fold = fold_splits(catalog, kept, rules, base)
+        else:
+            split = draw_splits(catalog, kept, rules, base).astype(np.int8)
     split[~kept] = OUT
     if base:
         is_known = np.array([name in base.splits for name in catalog.classes] + [False])
         role[(role == OUT) & (split > TRAIN) & is_known[catalog["label"]]] = INDEX
-    give_roles(catalog, split, role, rules, base)
-    plan = Plan(split, role)
+    plan = Plan(split, role, fold, rules.folds_in_set)
+    give_roles(catalog, plan, rules, base)
     lonely = lonely_queries(catalog, plan, base)
     if len(lonely):
         names = [record.name for record in catalog.records(lonely[:4])]
@@ -99,9 +118,7 @@ def read_places(catalog: Catalog, kept: Bools) -> tuple[Numbers, Numbers]:
 
 
 def draw_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> NDArray[Any]:
-    """Position in SPLITS for every row, where the release says nothing."""
-    if rules.folds:
-        return fold_splits(catalog, kept, rules, base)
+    """Position in SPLITS for every row, where neither the release nor folds say it."""
     if catalog.is_multi_label:
         return image_splits(catalog, rules)
     refuse_single(catalog, kept, rules, base)
@@ -155,8 +172,9 @@ def image_splits(catalog: Catalog, rules: Rules) -> NDArray[Any]:
     return np.where((split == TRAIN) & ~has_labels(catalog), DEV, split)
 
 
-def fold_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> NDArray[Any]:
-    """One fold is dev, the rest is for training; what has no label is dev. Units of the base stay where they are."""
+def fold_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> tuple[Numbers, Numbers]:
+    """(split, fold): one fold is dev, or all are for training and in their folds; what has no label is dev. Units of the
+    base stay where they are."""
     assert rules.folds is not None, "Rules sees to it"
     rows = np.flatnonzero(kept & has_labels(catalog))
     unit_column = catalog["label" if rules.fold_units == "class" else "group"]
@@ -176,24 +194,27 @@ def fold_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) 
     counts = {unit: strata for unit, strata in counts.items() if unit not in placed}
     ranks = {unit: int(draw(named[unit]) * 2**53) for unit in counts}
     folds = assign_folds(counts, rules.folds, ranks)
-    split = np.full(len(catalog), DEV)
+    split, fold_of = np.full(len(catalog), DEV, np.int8), np.full(len(catalog), NO_FOLD, np.int8)
     placed |= {unit: DEV if fold == rules.fold else TRAIN for unit, fold in folds.items()}
     split[rows] = [placed[unit] for unit in unit_column[rows].tolist()]
-    return split
+    if rules.folds_in_set:
+        fold_of[rows] = [folds[unit] for unit in unit_column[rows].tolist()]
+    return split, fold_of
 
 
-def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules, base: Base | None) -> None:
+def give_roles(catalog: Catalog, plan: Plan, rules: Rules, base: Base | None) -> None:
     """Fills in, in place, the roles that nobody said."""
+    role, part = plan.role, plan.part
     labelled = has_labels(catalog)
-    is_open = (split != OUT) & (role == OUT)
-    role[split == TRAIN] = 0
-    role[is_open & (split != TRAIN) & ~labelled] = DISTRACTOR
-    rows = np.flatnonzero(is_open & (split != TRAIN) & labelled)
+    is_open = plan.kept & (role == OUT)
+    role[part == TRAIN] = 0
+    role[is_open & (part != TRAIN) & ~labelled] = DISTRACTOR
+    rows = np.flatnonzero(is_open & (part != TRAIN) & labelled)
     if catalog.is_multi_label:
-        draw_queries(catalog, split, role, rows, base)
+        draw_queries(catalog, plan, rows, base)
         return
-    order = rows[np.lexsort((catalog["key_hash"][rows], catalog["draw"][rows], catalog["label"][rows], split[rows]))]
-    unit = catalog["label"][order].astype(np.int64) * len(SPLITS) + split[order]
+    order = rows[np.lexsort((catalog["key_hash"][rows], catalog["draw"][rows], catalog["label"][rows], part[rows]))]
+    unit = catalog["label"][order].astype(np.int64) * plan.num_parts + part[order]
     position = position_in_run(unit)
     _, inverse, counts = np.unique(unit, return_inverse=True, return_counts=True)
     images = counts[inverse]
@@ -201,39 +222,41 @@ def give_roles(catalog: Catalog, split: Numbers, role: Numbers, rules: Rules, ba
     role[order] = np.where(position < np.minimum(wanted, images - 1), QUERY, INDEX)
 
 
-def draw_queries(catalog: Catalog, split: Numbers, role: Numbers, rows: NDArray[np.int64], base: Base | None) -> None:
+def draw_queries(catalog: Catalog, plan: Plan, rows: NDArray[np.int64], base: Base | None) -> None:
     """Makes these rows, of images with several labels, queries and index; none is a query that nothing would be found for.
 
-    A split that drew no query gets one if any image of it has a match. The base has its own.
+    A split or fold that drew no query gets one if any image of it has a match. The base has its own.
     """
+    role, part = plan.role, plan.part
     hashes = catalog["key_hash"][rows]
     role[rows] = np.where(hashes / 2**64 < QUERY_SHARE, QUERY, INDEX)
-    role[np.intersect1d(rows, lonely_queries(catalog, Plan(split, role), base))] = INDEX
+    role[np.intersect1d(rows, lonely_queries(catalog, plan, base))] = INDEX
     if base:
         return
-    pairs = catalog.pairs[split[catalog.pairs[:, 0]] != OUT]
+    pairs = catalog.pairs[plan.kept[catalog.pairs[:, 0]]]
     _, inverse, counts = np.unique(
-        pairs[:, 1] * len(SPLITS) + split[pairs[:, 0]], return_inverse=True, return_counts=True
+        pairs[:, 1] * plan.num_parts + part[pairs[:, 0]], return_inverse=True, return_counts=True
     )
     has_match = np.isin(rows, pairs[counts[inverse] > 1, 0])
-    for number in np.unique(split[rows]).tolist():
-        able = np.flatnonzero(has_match & (split[rows] == number))
-        if len(able) and not (role[split == number] == QUERY).any():
+    for number in np.unique(part[rows]).tolist():
+        able = np.flatnonzero(has_match & (part[rows] == number))
+        if len(able) and not (role[plan.kept & (part == number)] == QUERY).any():
             role[rows[able[hashes[able].argmin()]]] = QUERY
 
 
 def lonely_queries(catalog: Catalog, plan: Plan, base: Base | None = None) -> NDArray[np.int64]:
-    """Rows of queries for which the index of their split, with the base's, has nothing to find."""
+    """Rows of queries for which the index of their split or fold, with the base's, has nothing to find."""
+    part, num_parts = plan.part, plan.num_parts
     queries = np.flatnonzero(plan.role * plan.kept == QUERY)
     is_index = plan.kept & (plan.role == INDEX)
-    in_base = base.indexed(catalog) if base else np.zeros((len(catalog.classes) + 1, len(SPLITS)), bool)
+    in_base = base.indexed(catalog) if base else np.zeros((len(catalog.classes) + 1, num_parts), bool)
     if catalog.is_multi_label:
         at, labels = catalog.pairs[:, 0], catalog.pairs[:, 1]
-        there = np.unique(labels[is_index[at]] * len(SPLITS) + plan.split[at][is_index[at]])
-        is_met = np.isin(labels * len(SPLITS) + plan.split[at], there) | in_base[labels, plan.split[at]]
+        there = np.unique(labels[is_index[at]] * num_parts + part[at][is_index[at]])
+        is_met = np.isin(labels * num_parts + part[at], there) | in_base[labels, part[at]]
         return np.setdiff1d(queries, at[is_met])
-    unit = catalog["label"].astype(np.int64) * len(SPLITS) + plan.split
-    is_met = np.isin(unit[queries], unit[is_index]) | in_base[catalog["label"][queries], plan.split[queries]]
+    unit = catalog["label"].astype(np.int64) * num_parts + part
+    is_met = np.isin(unit[queries], unit[is_index]) | in_base[catalog["label"][queries], part[queries]]
     lonely: NDArray[np.int64] = queries[~is_met]
     return lonely
 
@@ -253,7 +276,7 @@ def without(
         if base:  # its classes are never dropped
             small &= base.counts(catalog) == 0
         split[np.append(small, False)[catalog["label"]]] = OUT
-    rest = Plan(split, plan.role)
+    rest = replace(plan, split=split)
     lonely = lonely_queries(catalog, rest, base)
     split[lonely] = OUT
     return rest, lonely
@@ -262,10 +285,7 @@ def without(
 def refuse_useless(catalog: Catalog, plan: Plan, rules: Rules, *, is_explicit: bool, is_addition: bool) -> None:
     """A set must be good for training and, unless told otherwise, for evaluation; one with its own split for either."""
     is_trained = plan.split == TRAIN
-    if catalog.is_multi_label:
-        num_trained = len(np.unique(catalog.pairs[is_trained[catalog.pairs[:, 0]], 1]))
-    else:
-        num_trained = int((count_classes(catalog, is_trained) > 0).sum())
+    num_trained = num_classes(catalog, is_trained)
     num_images = int(plan.kept.sum())
     is_evaluation = is_explicit and not is_trained.any()
     if not num_images:
@@ -280,8 +300,29 @@ def refuse_useless(catalog: Catalog, plan: Plan, rules: Rules, *, is_explicit: b
         raise ShardError(
             f"{int(evaluated.sum())} images have no label, and --train-only leaves no evaluation split for them"
         )
-    if not (rules.train_only or is_explicit or is_addition) and not (plan.role[evaluated] == QUERY).any():
+    if plan.num_folds:
+        refuse_useless_folds(catalog, plan)
+    elif not (rules.train_only or is_explicit or is_addition) and not (plan.role[evaluated] == QUERY).any():
         raise ShardError(
             f"none of the {num_trained} classes ended in an evaluation split, so nothing could be measured; "
             "raise --dev-fraction, or pass --train-only to accept it"
         )
+
+
+def refuse_useless_folds(catalog: Catalog, plan: Plan) -> None:
+    """Whichever fold is held out: it must have a query, and the others classes for training."""
+    for fold in range(plan.num_folds):
+        is_held_out = plan.fold == fold
+        num_trained = num_classes(catalog, plan.kept & (plan.split == TRAIN) & ~is_held_out)
+        if num_trained < 2 or not (plan.role[plan.kept & is_held_out] == QUERY).any():
+            raise ShardError(
+                f"--folds {plan.num_folds}: fold {fold} would have nothing to search for, or the others fewer than 2 "
+                "classes to train on; take fewer folds, or add classes of 2 images and more"
+            )
+
+
+def num_classes(catalog: Catalog, rows: Bools) -> int:
+    """Of these rows."""
+    if catalog.is_multi_label:
+        return len(np.unique(catalog.pairs[rows[catalog.pairs[:, 0]], 1]))
+    return int((count_classes(catalog, rows) > 0).sum())

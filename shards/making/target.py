@@ -14,7 +14,7 @@ from shards.making.writer import Written
 from shards.manifest import CLASSES, GROUPS, MANIFEST, Manifest
 from shards.remote import exists, fetch, names_in, remove, send
 
-OURS = re.compile(r"(train|(dev|test)-(query|index|distractor))-\d{6,}\.(tar|tar\.index\.npy|labels\.npy)")
+OURS = re.compile(r"(train|(dev|test|fold\d+)-(query|index|distractor))-\d{6,}\.(tar|tar\.index\.npy|labels\.npy)")
 
 
 class LocalTarget:

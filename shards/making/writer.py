@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Work:
     is_multi_label: bool = False
     url: str | None = None
     """Where the tar is sent when it is finished; it then leaves the folder."""
+    fold: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,12 @@ class Written:
 
     def save(self, folder: Path) -> None:
         """Marks the shard as finished."""
-        content = {"shard": asdict(self.shard), "lost": self.lost, "left_out": self.left_out, "is_final": self.is_final}
+        content = {
+            "shard": self.shard.as_dict(),
+            "lost": self.lost,
+            "left_out": self.left_out,
+            "is_final": self.is_final,
+        }
         path = folder / (self.shard.file + DONE)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(content))
@@ -124,7 +130,7 @@ def write_shard(work: Work, watch: Watch) -> Written:
 
 def as_shard(work: Work, tar: TarWriter, sha256: str) -> Shard:
     """What the manifest will say of it."""
-    return Shard(work.file, work.split, work.role, len(tar.rows), tar.num_bytes, sha256)
+    return Shard(work.file, work.split, work.role, len(tar.rows), tar.num_bytes, sha256, work.fold)
 
 
 def publish(work: Work, temporary: Path, tar: TarWriter, written: Written) -> Written:
@@ -191,12 +197,11 @@ def get_ready(work: Work, losses: Losses, watch: Watch) -> Iterator[Ready]:
         if record.box:
             box = None if work.look.crop else move_box(data, work.look, record.box)
             record = replace(record, box=box)
-        yield Ready(
-            key, extension, image, describe(record, work.split, work.role), tuple(numbers), work.labels.get(row, ())
-        )
+        meta = describe(record, work.split, work.role, work.fold)
+        yield Ready(key, extension, image, meta, tuple(numbers), work.labels.get(row, ()))
 
 
-def describe(record: Record, split: str, role: str) -> bytes:
+def describe(record: Record, split: str, role: str, fold: int | None) -> bytes:
     """The sample's json."""
     label = {"labels": list(record.labels)} if record.labels else {"label": record.label}
     box = {"box": list(record.box)} if record.box else {}
@@ -206,6 +211,7 @@ def describe(record: Record, split: str, role: str) -> bytes:
         "group": record.group,
         "split": split,
         "role": role,
+        **({} if fold is None else {"fold": fold}),
         "source": record.source,
         **box,
         "extra": dict(record.extra),

@@ -35,9 +35,9 @@ class Stats:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        found = {(shard.split, shard.role) for shard in manifest.shards}
+        found = {(shard.part, shard.role) for shard in manifest.shards}
         self.places = sorted(found, key=rank_place)
-        """(split, role): train before dev, queries before what they search."""
+        """(split or fold, role): train before dev, queries before what they search."""
         pieces = [read_rows(manifest, at) for at in range(len(manifest.shards))]
         self.rows = np.concatenate([np.empty(0, ROWS), *pieces])
         """Of all samples, shard after shard. A sample's position here is its place in the set."""
@@ -48,7 +48,7 @@ class Stats:
     @cached_property
     def place_ids(self) -> np.ndarray:
         """Position in `places` of every sample."""
-        by_shard = [self.places.index((shard.split, shard.role)) for shard in self.manifest.shards]
+        by_shard = [self.places.index((shard.part, shard.role)) for shard in self.manifest.shards]
         ids: np.ndarray = np.array(by_shard, np.int64)[self.rows["shard"]]
         return ids
 
@@ -137,10 +137,10 @@ class Stats:
         return [(*divmod(code, len(self.manifest.classes)), count) for code, count in found]
 
 
-def rank_place(place: tuple[str, str]) -> tuple[int, int]:
-    """Sorts (split, role) as people list them; ones that we do not know come last."""
-    split, role = place
-    return (*SPLITS, split).index(split), (*ROLES, role).index(role)
+def rank_place(place: tuple[str, str]) -> tuple[int, int, str, int]:
+    """Sorts (split or fold, role) as people list them: folds come last, by their number."""
+    part, role = place
+    return (*SPLITS, part).index(part), len(part), part, (*ROLES, role).index(role)
 
 
 def read_rows(manifest: Manifest, shard_id: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.record import SPLITS
 from shards.showing.stats import Stats
 
 ALL = "all"
@@ -32,8 +31,9 @@ def count_table(stats: Stats) -> Table:
 
 
 def class_table(stats: Stats) -> Table:
-    """Classes by domain and split, with their smallest, median and largest number of images."""
-    splits = [split for split in SPLITS if stats.manifest.classes.counts(split).any()]
+    """Classes by domain and split (or fold), with their smallest, median and largest number of images."""
+    classes = stats.manifest.classes
+    splits = [part for part in classes.parts if classes.counts(part).any()]
     rows = [
         [domain, *(describe_classes(stats, domain, split) for split in splits)] for domain in stats.manifest.domains
     ]
@@ -77,6 +77,7 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "multi_label": manifest.is_multi_label,
+        "folds": manifest.num_folds,
         "counts": [
             {"domain": domain, "split": split, "role": role, "images": int(stats.counts[row, column])}
             for row, domain in enumerate(manifest.domains)
@@ -85,7 +86,7 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "class_sizes": [
             {"domain": domain, "split": split, "classes": len(found), "images": three(found)}
             for domain in manifest.domains
-            for split in SPLITS
+            for split in manifest.classes.parts
             if len(found := stats.class_sizes(domain, split))
         ],
         "shared_classes": [

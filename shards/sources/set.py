@@ -38,6 +38,11 @@ def records(options: argparse.Namespace) -> Iterator[Record]:
     from shards.manifest import Manifest
 
     manifest = Manifest.load(options.set)
+    if manifest.num_folds:
+        raise ShardError(
+            f"{options.set} has folds, which would be lost: make it again from its source, with the same "
+            "`shards make ... --folds` and the options that shall be others (--drop, --max-side, ...)"
+        )
     if not is_url(options.out) and Path(options.set).resolve() in Path(options.out).resolve().parents:
         raise ShardError(f"--out {options.out} lies inside the set {options.set}; choose a place beside it")
     for shard in manifest.shards:

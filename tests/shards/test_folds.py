@@ -91,7 +91,7 @@ def test_groups_as_units_never_straddle() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"folds": 5}, "--fold None is not one of the 5 folds; give 0 to 4"),
+        ({"folds": 101}, "--folds 101: at least 2, and at most 100"),
         ({"folds": 5, "fold": 5}, "--fold 5 is not one of the 5 folds"),
         ({"fold": 1}, "belong to --folds"),
         ({"folds": 3, "fold": 0, "dev_fraction": 0.1}, "--folds takes the place of --dev-fraction"),
