@@ -23,7 +23,7 @@ from pydantic import Field
 from jobs.evaluate import Embed, source_of
 from jobs.job import JobConfig, Progress
 from jobs.training.new_classes import centres_digest
-from retrieval_train.config import FileName, LinkedPath
+from retrieval_train.config import FileName, LinkedPath, later
 from retrieval_train.rundir import RunDir, read_json, read_names, write_json, write_text
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Config(JobConfig):
     """An export folder: <run folder>/export, of a run with a head."""
     set: FileName
     """Set name, a folder under shards_root: the images of its training split are held against the centres."""
+    fold: int | None = Field(default=None, ge=0, json_schema_extra=later())
+    """The fold that was held out (data.fold), whose images are then left out; null: all images of a set with folds."""
     threshold_degrees: float = Field(default=75, gt=0, le=180)
     """An image that is farther from its class's dominant centre is an outlier."""
     neighbours: int = Field(default=5, ge=1)
@@ -56,7 +58,7 @@ class Config(JobConfig):
     """How images become vectors."""
 
     def problems(self) -> list[tuple[str, str]]:
-        from shards.manifest import Manifest, ShardError
+        from shards.manifest import ShardError
 
         if not (self.model / "model.json").is_file():
             text = f"{self.model} is no export: it has no model.json; train first, then give <run folder>/export"
@@ -65,7 +67,7 @@ class Config(JobConfig):
             text = f"{self.model} has no class centres: it was trained with head: null; give the export of a run with a head"
             return [("model", text)]
         try:
-            manifest = Manifest.load(self.shards_root / self.set)
+            manifest = self.manifest()
             if not manifest.select("train"):
                 there = ", ".join(sorted({shard.split for shard in manifest.shards}))
                 return [
@@ -76,13 +78,18 @@ class Config(JobConfig):
             problem = str(error)
         return [("set", problem)] if problem else []
 
-    def inputs(self) -> dict[str, str]:
+    def manifest(self) -> Manifest:
+        """The set, without the fold. Raises ShardError."""
         from shards.manifest import Manifest
 
+        manifest = Manifest.load(self.shards_root / self.set)
+        return manifest if self.fold is None else manifest.with_fold(self.fold)
+
+    def inputs(self) -> dict[str, str]:
         return {
             "model": read_json(self.model / "model.json")["sha256"],
             "centres": centres_digest(self.model),
-            "set": Manifest.load(self.shards_root / self.set).digest,
+            "set": self.manifest().digest,
         }
 
 
@@ -167,9 +174,8 @@ def _look(config: Config, run: RunDir, world: World) -> Found:
 
     from retrieval_train.data.reader import Reader
     from retrieval_train.evaluation import class_centres
-    from shards.manifest import Manifest
 
-    manifest = Manifest.load(config.shards_root / config.set)
+    manifest = config.manifest()
     reader = Reader(manifest, manifest.select("train"))
     names, centre_CKD = _centres(config.model, world)
     embedded = _embed(config, run, reader, world)

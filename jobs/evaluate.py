@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from jobs.job import JobConfig, Progress
-from retrieval_train.config import FileName, LinkedPath, Section
+from retrieval_train.config import FileName, LinkedPath, Section, later
 from retrieval_train.evaluation import embed
 from retrieval_train.evaluation.index import Config as Index
 from retrieval_train.rundir import RunDir, read_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retrieval_train.evaluation.search import Hits
     from retrieval_train.models.embedder import Embedder
     from retrieval_train.world import World
+    from shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class EvaluationData(Section):
     """Set name: a folder under shards_root."""
     split: Literal["dev", "test"] = "dev"
     """Its queries are searched in its index and distractors, all domains in one."""
+    fold: int | None = Field(default=None, ge=0, json_schema_extra=later())
+    """The fold that is dev, of a set with folds; null: the set has none."""
 
     def problems(self, shards_root: Path) -> list[tuple[str, str]]:
         from shards.manifest import Manifest, ShardError
@@ -47,6 +50,16 @@ class EvaluationData(Section):
             manifest = Manifest.load(shards_root / self.set)
         except ShardError as error:
             return [("set", str(error))]
+        if self.fold is None and manifest.num_folds:
+            text = (
+                f"set '{self.set}' has {manifest.num_folds} folds and no dev split of its own: say which of them no model "
+                f"was trained on, by data.fold=0 to {manifest.num_folds - 1}"
+            )
+            return [("fold", text)]
+        try:
+            manifest = self.manifest(shards_root)
+        except ShardError as error:
+            return [("fold", str(error))]
         if manifest.is_multi_label:
             found.append(("set", f"set '{self.set}' has images with several labels, and no metric here takes them"))
         if not (manifest.select(self.split, "query") and manifest.select(self.split, "index")):
@@ -58,17 +71,21 @@ class EvaluationData(Section):
             found.append(("split", text))
         return found
 
-    def digests(self, shards_root: Path) -> dict[str, str]:
+    def manifest(self, shards_root: Path) -> Manifest:
+        """The set as it is evaluated. Raises ShardError."""
         from shards.manifest import Manifest
 
-        return {"set": Manifest.load(shards_root / self.set).digest}
+        manifest = Manifest.load(shards_root / self.set)
+        return manifest if self.fold is None else manifest.with_fold(self.fold)
+
+    def digests(self, shards_root: Path) -> dict[str, str]:
+        return {"set": self.manifest(shards_root).digest}
 
     def open(self, shards_root: Path) -> Retrieval:
         from retrieval_train.data.reader import Reader
         from retrieval_train.evaluation.retrieval import Retrieval
-        from shards.manifest import Manifest
 
-        manifest = Manifest.load(shards_root / self.set)
+        manifest = self.manifest(shards_root)
         query, index, distractor = (manifest.select(self.split, role) for role in ("query", "index", "distractor"))
         return Retrieval(Reader(manifest, query), Reader(manifest, index + distractor))
 

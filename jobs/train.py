@@ -98,13 +98,23 @@ class Config(JobConfig):
     origin: Origin | None = None
     """Go on from another run's checkpoint: `submit --continue-from`."""
 
+    @property
+    def judge(self) -> Judge | None:
+        """`evaluate`, on the fold that is held out where it has a set that is trained on."""
+        if self.evaluate is None or self.data.fold is None or self.evaluate.set not in self.data.mixture:
+            return self.evaluate
+        return self.evaluate.model_copy(update={"fold": self.data.fold})
+
     def problems(self) -> list[tuple[str, str]]:
         found = self.data.problems(self.shards_root)
         found += [(f"engine.{key}", text) for key, text in self.engine.problems()]
         if problem := self.optimizer.problem(self.engine.name, getattr(self.engine, "stage", None)):
             found.append(("optimizer", problem))
-        if self.evaluate:
-            found += [(f"evaluate.{key}", text) for key, text in self.evaluate.problems(self.shards_root)]
+        if self.evaluate and self.judge:
+            if self.evaluate.fold is not None and self.evaluate.set in self.data.mixture:
+                found.append(("evaluate.fold", f"is data.fold, as {self.evaluate.set} is trained on; leave it out"))
+            of_judge = self.judge.problems(self.shards_root)
+            found += [(f"evaluate.{key}", text) for key, text in of_judge if ("data.fold", text) not in found]
         elif self.halving:
             found.append(
                 ("halving", "compares what evaluations on the way find, and there are none; give evaluate: {set: ...}")
@@ -138,8 +148,8 @@ class Config(JobConfig):
 
     def inputs(self) -> dict[str, str]:
         found = self.data.digests(self.shards_root)
-        if self.evaluate:
-            found |= {f"evaluate.{key}": digest for key, digest in self.evaluate.digests(self.shards_root).items()}
+        if self.judge:
+            found |= {f"evaluate.{key}": digest for key, digest in self.judge.digests(self.shards_root).items()}
         if self.origin:
             found |= self.origin.digests()
         if (file := self.backbone.weights_file()) is not None:

@@ -46,7 +46,8 @@ class Section(BaseModel):
     """A part of a config: unknown keys are refused, values are never changed after they were checked.
 
     A field marked with `place=True` in its `json_schema_extra` says where a thing runs or lies, not what it is: it is
-    left out of the run's identity (see `identity`).
+    left out of the run's identity (see `identity`). One marked by `later()` came when there were runs already: it is left
+    out while it has its default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -164,7 +165,8 @@ def identity(config: BaseModel, inputs: Mapping[str, str]) -> str:
 
 def frozen_values(config: BaseModel) -> dict[str, Any]:
     """What of a config makes the run what it is, as JSON: all but places. Paths are null: what they lead to is an input."""
-    return {name: _without_places(getattr(config, name)) for name in _kept_fields(config)}
+    kept = {name: _without_places(getattr(config, name)) for name in _kept_fields(config)}
+    return {name: value for name, value in kept.items() if not _is_later(config, name, value)}
 
 
 def as_now(values: Mapping[str, Any], config: BaseModel) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def as_now(values: Mapping[str, Any], config: BaseModel) -> dict[str, Any]:
             )
         elif not field.is_required():
             known[name] = _without_places(field.get_default(call_default_factory=True, validated_data={}))
-    return known
+    return {name: value for name, value in known.items() if not _is_later(config, name, value)}
 
 
 def _followed(path: Path) -> Path:
@@ -324,6 +326,18 @@ def _plain_types(annotation: Any) -> Iterator[Any]:
 def place(**more: Any) -> dict[str, Any]:
     """`Field(..., json_schema_extra=place())` marks a field that says where, not what."""
     return {"place": True, **more}
+
+
+def later(**more: Any) -> dict[str, Any]:
+    """`Field(default=None, json_schema_extra=later())` marks a field without which there were runs: at its default it
+    leaves their identity as it was."""
+    return {"later": True, **more}
+
+
+def _is_later(config: BaseModel, name: str, value: Any) -> bool:
+    field = type(config).model_fields.get(name)
+    extra = field.json_schema_extra if field else None
+    return isinstance(extra, dict) and bool(extra.get("later")) and field is not None and value == field.default
 
 
 def _kept_fields(config: BaseModel) -> dict[str, FieldInfo]:

@@ -83,10 +83,9 @@ def digests(config: Config) -> dict[str, str]:
 
 def _training_classes(config: Config) -> Sequence[str]:
     from retrieval_train.data.labels import join
-    from retrieval_train.data.store.store import open_manifest
 
     data = config.data
-    return join([open_manifest(name, data.store, config.shards_root) for name in sorted(data.mixture)]).names
+    return join([data.open_manifest(name, config.shards_root) for name in sorted(data.mixture)]).names
 
 
 def _names_problem(theirs: Sequence[str], mine: Sequence[str]) -> str:

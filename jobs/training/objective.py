@@ -172,12 +172,11 @@ def _of_one_label(config: Config, terms: list[_Term]) -> Iterator[tuple[str, str
 
 def _all_open(config: Config) -> bool:
     """Whether the sets can be opened: what cannot is told elsewhere, and may have several labels."""
-    from retrieval_train.data.store.store import open_manifest
     from shards.manifest import ShardError
 
     try:
         for name in sorted(config.data.mixture):
-            open_manifest(name, config.data.store, config.shards_root)
+            config.data.open_manifest(name, config.shards_root)
     except ShardError:
         return False
     return True

@@ -31,13 +31,12 @@ def _shares_classes(config: Config) -> bool:
 def _num_classes(config: Config, *, enough: int) -> int | None:
     """With training images; of one set, where that has `enough`. None: the sets are not there to tell."""
     from retrieval_train.data.labels import join
-    from retrieval_train.data.store.store import open_manifest
 
     data = config.data
     try:
         if data.foreign is not None:
             return len(data.foreign.class_list().names)
-        manifests = [open_manifest(name, data.store, config.shards_root) for name in sorted(data.mixture)]
+        manifests = [data.open_manifest(name, config.shards_root) for name in sorted(data.mixture)]
         most = max(int((manifest.classes.counts("train") > 0).sum()) for manifest in manifests)
         return most if most >= enough else len(join(manifests).names)
     except (ValueError, OSError):

@@ -186,10 +186,11 @@ class Session:
             yield
 
     def _open_judge(self, view: View) -> Judge | None:
-        if self._config.evaluate is None:
+        judge = self._config.judge
+        if judge is None:
             return None
         return Judge(
-            self._config.evaluate,
+            judge,
             Model(self.engine, view, self._config.backbone.image_px),
             self._run,
             self._world,
@@ -203,9 +204,9 @@ class Session:
 
     def _open_halving(self) -> Halving | None:
         config, name = self._config, self._run.path.name
-        if config.halving is None or config.evaluate is None:
+        if config.halving is None or config.judge is None:
             return None
-        judge = digest_of(config.evaluate, config.shards_root)
+        judge = digest_of(config.judge, config.shards_root)
         return Halving(config.halving, name=name, judge=judge, num_steps=self._num_steps, world=self._world)
 
     def _end(self, ending: Ending) -> None:

@@ -103,9 +103,7 @@ def of(config: JobConfig, plan: Plan, *, gpu: str | None = None, images_per_s: f
 
 def _of_evaluation(config: Evaluate) -> str:
     """What is embedded, and how large that is."""
-    from shards.manifest import Manifest
-
-    shards = Manifest.load(config.shards_root / config.data.set).select(config.data.split)
+    shards = config.data.manifest(config.shards_root).select(config.data.split)
     images = sum(shard.samples for shard in shards)
     exports = [config.model, *config.compare.values()]
     weights = sum(file.stat().st_size for folder in exports for file in folder.glob("*.safetensors"))

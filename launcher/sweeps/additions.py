@@ -1,40 +1,28 @@
-"""What a sweep puts into its points' configs beside what varies: a fold's sets, halving, and its name for the tracker."""
+"""What a sweep puts into its points' configs beside what varies: halving, its name for the tracker, and a point's fold into
+its evaluation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.training.halving import Rungs
-from retrieval_train.config import ConfigError
 
-_MIXTURES = (("data", "mixture"), ("data", "unlabelled", "mixture"))
-_SETS = (("data", "set"), ("evaluate", "set"))
-"""Where a config names sets: as the keys of a mapping, and as a value."""
 _NOT_WHAT = ("run", "tracking", "runs_root", "shards_root", "halving")
 """Sections that do not tell whether two sweeps are the same."""
 
 
-def of_sets(values: Mapping[str, Any], sets: Mapping[str, str], *, where: str) -> list[str]:
-    """`key=value`s that put each set's stand-in in its place. Raises ConfigError for a set that the config does not name."""
-    found, names = [], []
-    for path, value in _there(values, _MIXTURES):
-        if isinstance(value, Mapping):
-            names += list(value)
-            changed = {sets.get(name, name): weight for name, weight in value.items()}
-            found += [f"{path}=null", f"{path}={json.dumps(changed)}"]
-    for path, name in _there(values, _SETS):
-        names.append(str(name))
-        found.append(f"{path}={json.dumps(sets.get(str(name), name))}")
-    if odd := [name for name in sets if name not in names]:
-        there = ", ".join(sorted(set(names))) or "none"
-        raise ConfigError(
-            where, [(f"folds.{name}", f"no such set is in the config; there are: {there}") for name in odd]
-        )
-    return found
+def of_fold(trained: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """`key=value`s by which an evaluation searches in the fold that its point held out, where it searches in a set that
+    was trained on; `trained` and `then` are both configs' values."""
+    data, searched = (values.get("data") for values in (trained, then))
+    if not isinstance(data, Mapping) or not isinstance(searched, Mapping) or data.get("fold") is None:
+        return []
+    is_trained_on = searched.get("set") in (data.get("mixture") or ())
+    return [f"data.fold={json.dumps(data['fold'])}"] if is_trained_on else []
 
 
 def of_tracking(values: Mapping[str, Any], *, group: str) -> list[str]:
@@ -64,12 +52,3 @@ def _without(keys: Collection[str], values: Mapping[str, Any], under: str = "") 
         for key, value in values.items()
         if f"{under}{key}" not in keys
     }
-
-
-def _there(values: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> Iterator[tuple[str, Any]]:
-    for path in paths:
-        inner: Any = values
-        for key in path:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        if inner is not None:
-            yield ".".join(path), inner

@@ -66,12 +66,7 @@ class Sweep:
 
     def config(self, point: Point) -> JobConfig:
         """The point's config, checked. Raises ConfigError."""
-        ours = [*self._added, *point.assignments(), *self.overrides]
-        values = configs.read(self.base, overrides=ours)
-        if point.sets:
-            values = configs.read(
-                self.base, overrides=[*ours, *additions.of_sets(values, point.sets, where=self.where)]
-            )
+        values = configs.read(self.base, overrides=[*self._added, *point.assignments(), *self.overrides])
         return job.check(values, where=f"{self.where}, point {point.name}")
 
     @cached_property
@@ -102,10 +97,9 @@ class Sweep:
         """`key=value`s that make `then` the evaluation of point `name`."""
         ours = [f"run.name={name}-evaluation", f"model={json.dumps(str(export))}"]
         point = next(point for point in self.points if point.name == name)
-        if point.sets and self.then is not None:
-            values = configs.read(self.then, overrides=self.then_overrides)
-            ours += additions.of_sets(values, point.sets, where=self.where)
-        return [*self.then_overrides, *ours]
+        trained = configs.read(self.base, overrides=[*point.assignments(), *self.overrides])
+        then = configs.read(self.then, overrides=self.then_overrides) if self.then is not None else {}
+        return [*additions.of_fold(trained, then), *self.then_overrides, *ours]
 
     def then_problems(self) -> list[tuple[str, str]]:
         """What is wrong with the evaluations, as far as it can be told before there is an export."""

@@ -11,7 +11,7 @@ import json
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.sweeps.sweep_file import FOLD, NUMBERS, POINT, RANDOM, SEED, TRIAL, Config, Given, Problems, problems
@@ -30,11 +30,9 @@ class Point:
     name: str
     """Its `run.name`."""
     values: Mapping[str, Any]
-    """What tells it from the others: key (or `point`, `random`, `fold`) -> value."""
+    """What tells it from the others: key (or `point`, `random`) -> value."""
     overrides: Mapping[str, Any]
     """Dotted key -> value, sections before what lies in them; `run.name` is among them."""
-    sets: Mapping[str, str] = field(default_factory=dict)
-    """Set of the base -> the set in its place."""
 
     def assignments(self) -> list[str]:
         """`key=value`s for `config.read`. A section is emptied first, so that a mapping replaces it."""
@@ -80,7 +78,6 @@ class _Choice:
     values: Mapping[str, Any]
     """What a point is told by."""
     overrides: Mapping[str, Any]
-    sets: Mapping[str, str] = field(default_factory=dict)
 
 
 def _axes(config: Config, given: Given) -> Iterator[list[_Choice]]:
@@ -94,13 +91,8 @@ def _axes(config: Config, given: Given) -> Iterator[list[_Choice]]:
         rows = [dict(zip(config.zip, row, strict=True)) for row in zip(*config.zip.values(), strict=True)]
         yield [_Choice(row, row) for row in rows]
     crossed = config.crossed(given)
-    seeds = {SEED: crossed.pop(SEED)} if config.seeds is not None else {}
-    for key, values in crossed.items():
-        yield [_Choice({key: value}, {key: value}) for value in values]
-    if config.folds:
-        sets = [dict(zip(config.folds, row, strict=True)) for row in zip(*config.folds.values(), strict=True)]
-        yield [_Choice({FOLD: number}, {}, chosen) for number, chosen in enumerate(sets)]
-    for key, values in seeds.items():
+    last = {key: crossed.pop(key) for key in config.replicas()}
+    for key, values in (*crossed.items(), *last.items()):
         yield [_Choice({key: value}, {key: value}) for value in values]
 
 
@@ -119,7 +111,6 @@ def _trial(number: int, values: Mapping[str, Any]) -> _Choice:
 def _point(pattern: str | None, prefix: str, chosen: Sequence[_Choice]) -> Point:
     values = {key: value for choice in chosen for key, value in choice.values.items()}
     overrides = {key: value for choice in chosen for key, value in choice.overrides.items()}
-    sets = {key: value for choice in chosen for key, value in choice.sets.items()}
     if pattern is None:
         told = {key: value for key, value in values.items() if key not in NUMBERS}
         parts = [in_a_name(v) if key == POINT else key.rpartition(".")[2] + in_a_name(v) for key, v in told.items()]
@@ -130,7 +121,7 @@ def _point(pattern: str | None, prefix: str, chosen: Sequence[_Choice]) -> Point
             for text, key, _, _ in string.Formatter().parse(pattern)
         )
     by_depth = dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
-    return Point(name, values, {**by_depth, "run.name": name}, sets)
+    return Point(name, values, {**by_depth, "run.name": name})
 
 
 def in_a_name(value: Any) -> str:

@@ -7,7 +7,7 @@
     search: {count: 40, metric: dev/mMP@5, draws: {...}}                             # in the place of all other axes
     zip: {length.epochs: [3, 6], data.batch: [64, 128]}                              # walks in step: two points
     grid: {head.margin: [0.2, 0.3]}                # every value with every other
-    folds: {photos: [photos-fold0, photos-fold1]}  # sets in the place of the base's
+    folds: 5                                       # grid: {data.fold: [0, 1, 2, 3, 4]}
     seeds: 3                                       # grid: {seed: [0, 1, 2]}
     drop: [{point: plain, head.margin: 0.2}]       # points to leave out
     halving: {first: 0.1, factor: 3}               # points that are behind the others stop early
@@ -32,8 +32,10 @@ from launcher.sweeps.draws import Random
 from launcher.sweeps.search import Search
 from retrieval_train.config import FileName, Section
 
-POINT, RANDOM, TRIAL, FOLD, SEED = "point", "random", "trial", "fold", "seed"
-"""What `run` and `drop` may name beside keys: one of `points`, the number of a drawn point, of a trial, that of a fold."""
+POINT, RANDOM, TRIAL = "point", "random", "trial"
+"""What `run` and `drop` may name beside keys: one of `points`, the number of a drawn point, of a trial."""
+FOLD, SEED = "data.fold", "seed"
+"""Keys of which the table has the mean."""
 NUMBERS = (RANDOM, TRIAL)
 """Of points whose values say more."""
 _OURS = {"run": "`run` names the points", "run.name": "`run` names the points", "job": "all points are of one job"}
@@ -62,9 +64,8 @@ class Config(Section):
     """Key -> values, all of one length: the first of each, the second of each, ..."""
     grid: dict[str, list[Any]] = Field(default={})
     """Key -> values, each crossed with all others."""
-    folds: dict[FileName, list[FileName]] = Field(default={})
-    """A set that the base names -> the sets of a k-fold, `shards make --folds k --fold 0`, 1, ..., each in its place in
-    turn, for the evaluation of `then` too."""
+    folds: int | list[int] | None = None
+    """The values of `data.fold`, or how many: 3 is [0, 1, 2]; the evaluation of `then` searches in the same fold."""
     seeds: int | list[int] | None = None
     """The values of `seed`, or how many: 3 is [0, 1, 2]."""
     drop: list[dict[str, Any]] = Field(default=[])
@@ -76,9 +77,17 @@ class Config(Section):
 
     def crossed(self, given: Given) -> dict[str, list[Any]]:
         """The axes whose values are each crossed with all others: those of `given` in the place of the file's."""
-        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
-        axes: Given = self.grid if seeds is None else {**self.grid, SEED: seeds}
+        axes: Given = {**self.grid, **self.replicas()}
         return {key: list(values) for key, values in {**axes, **given}.items()}
+
+    def replicas(self) -> dict[str, list[int]]:
+        """What `folds` and `seeds` say."""
+        said = {FOLD: self.folds, SEED: self.seeds}
+        return {
+            key: list(range(values)) if isinstance(values, int) else values
+            for key, values in said.items()
+            if values is not None
+        }
 
     def varied(self) -> dict[str, list[str]]:
         """Every key of the base that some point changes -> where in the file it stands."""
@@ -94,6 +103,7 @@ class Config(Section):
         yield "search", self.search.draws if self.search else {}
         yield "zip", self.zip
         yield "grid", self.grid
+        yield "folds", [] if self.folds is None else [FOLD]
         yield "seeds", [] if self.seeds is None else [SEED]
 
     def known(self, given: Given) -> dict[str, list[Any] | None]:
@@ -107,11 +117,7 @@ class Config(Section):
         for axes in (self.zip, self.crossed({}), given):
             for key, values in axes.items():
                 known[key] = [*(known.get(key) or []), *values]
-        return {**known, FOLD: list(range(self.num_folds))} if self.folds else known
-
-    @property
-    def num_folds(self) -> int:
-        return max((len(sets) for sets in self.folds.values()), default=0)
+        return known
 
 
 def problems(config: Config, given: Given) -> Problems:
@@ -129,7 +135,7 @@ def problems(config: Config, given: Given) -> Problems:
 
 def _bad_keys(config: Config, given: Given) -> Problems:
     found: Problems = []
-    if not (config.varied() or config.folds or config.points or given):
+    if not (config.varied() or config.points or given):
         text = "nothing varies; give grid, zip, points, random, folds or seeds, as in grid: {seed: [0, 1, 2]}"
         found.append(("grid", text))
     places = [(f"grid.{key}", key) for key in config.grid] + [(f"zip.{key}", key) for key in config.zip]
@@ -147,7 +153,7 @@ def _bad_keys(config: Config, given: Given) -> Problems:
 def _bad_overlaps(config: Config) -> Problems:
     found = []
     for key, axes in config.varied().items():
-        path = axes[-1] if axes[-1] == "seeds" else f"{axes[-1]}.{key}"
+        path = axes[-1] if axes[-1] in ("folds", "seeds") else f"{axes[-1]}.{key}"
         found += [(path, f"{axis} changes it, too; keep one of both") for axis in axes[:-1]]
     return found
 
@@ -165,26 +171,25 @@ def _bad_beside_a_search(config: Config, given: Given) -> Problems:
 
 def _bad_values(config: Config, given: Given) -> Problems:
     found: Problems = []
-    for axis, values in (("grid", {**config.grid, **given}), ("zip", config.zip), ("folds", config.folds)):
+    for axis, values in (("grid", {**config.grid, **given}), ("zip", config.zip)):
         for key, several in values.items():
             if not several:
                 found.append((f"{axis}.{key}", "has no value"))
             elif axis != "zip" and (twice := [v for place, v in enumerate(several) if v in several[:place]]):
                 found.append((f"{axis}.{key}", f"has {twice[0]!r} twice"))
-    seeds = config.seeds
-    if isinstance(seeds, int) and seeds < 1:
-        found.append(("seeds", f"{seeds} is no number of seeds; give 1 or more, or a list of them"))
-    elif isinstance(seeds, list) and len(set(seeds)) != max(len(seeds), 1):
-        found.append(("seeds", f"{seeds}: give each seed once, and one at least"))
+    for word, said in (("fold", config.folds), ("seed", config.seeds)):
+        if isinstance(said, int) and said < 1:
+            found.append((f"{word}s", f"{said} is no number of {word}s; give 1 or more, or a list of them"))
+        elif isinstance(said, list) and len(set(said)) != max(len(said), 1):
+            found.append((f"{word}s", f"{said}: give each {word} once, and one at least"))
     return found
 
 
 def _bad_lengths(config: Config) -> Problems:
     found = []
-    for axis, values in (("zip", config.zip), ("folds", config.folds)):
-        if len({len(several) for several in values.values()}) > 1:
-            lengths = ", ".join(f"{key} {len(several)}" for key, several in values.items())
-            found.append((axis, f"its keys walk in step and need as many values each; there are: {lengths}"))
+    if len({len(several) for several in config.zip.values()}) > 1:
+        lengths = ", ".join(f"{key} {len(several)}" for key, several in config.zip.items())
+        found.append(("zip", f"its keys walk in step and need as many values each; there are: {lengths}"))
     return found
 
 

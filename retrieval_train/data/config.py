@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from retrieval_train.choice import Chosen
-from retrieval_train.config import FileName, Section, place
+from retrieval_train.config import FileName, Section, later, place
 from retrieval_train.data.augment.augment import Augment
 from retrieval_train.data.foreign import ForeignConfig
 from retrieval_train.data.order.mixed import Config as Mixed
@@ -74,6 +74,9 @@ class DataConfig(Section):
     """Tars without a sidecar, in place of the mixture: streamed in sequence, so neither exactly resumable nor balanced."""
     mixture: dict[FileName, float] = Field(default={}, validate_default=True)
     """Set name (a folder under shards_root) -> how often an epoch takes each of its samples: 1.0 once, 2.0 twice."""
+    fold: int | None = Field(default=None, ge=0, json_schema_extra=later())
+    """The fold that is held out, from 0, where the sets of the mixture have folds (`shards make ... --folds 5`): the others
+    are trained on, and `evaluate` searches in this one. null: all are trained on."""
     batch: int = Field(default=256, ge=1)
     """Rows of the global batch, over all ranks and accumulated micro-batches."""
     order: Annotated[OrderConfig, Chosen("retrieval_train.data.order")] = Mixed()
@@ -132,17 +135,28 @@ class DataConfig(Section):
         """The sets of the mixture, by name. Raises ShardError."""
         from retrieval_train.data.store.store import open_set
 
-        return [open_set(name, self.store, shards_root) for name in sorted(self.mixture)]
+        opened = [open_set(name, self.store, shards_root) for name in sorted(self.mixture)]
+        return [(self._without_fold(manifest), store) for manifest, store in opened]
+
+    def open_manifest(self, name: str, shards_root: Path) -> Manifest:
+        """A set, for looking at what it has to train on. Raises ShardError."""
+        from retrieval_train.data.store.store import open_manifest
+
+        return self._without_fold(open_manifest(name, self.store, shards_root))
+
+    def _without_fold(self, manifest: Manifest) -> Manifest:
+        """As it is trained on; sets without folds, which only data.unlabelled may have, as they are."""
+        is_parted = self.fold is not None and manifest.num_folds
+        return manifest.with_fold(self.fold) if is_parted and self.fold is not None else manifest
 
     def is_multi_label(self, shards_root: Path) -> bool:
         """Whether images of any set of the mixture have several labels, so that batches carry pairs. Sets that cannot be
         opened are told by `problems`; reads manifests only."""
-        from retrieval_train.data.store.store import open_manifest
         from shards.manifest import ShardError
 
         for name in sorted(self.mixture):
             with suppress(ShardError):
-                if open_manifest(name, self.store, shards_root).is_multi_label:
+                if self.open_manifest(name, shards_root).is_multi_label:
                     return True
         return False
 
@@ -159,17 +173,19 @@ class DataConfig(Section):
 
     def digests(self, shards_root: Path) -> dict[str, str]:
         """By the config's key, what each set's content is."""
-        from retrieval_train.data.store.store import open_manifest
-
         names = {f"data.{name}": name for name in sorted(self.mixture)}
         if self.unlabelled:
             names |= {f"data.unlabelled.{name}": name for name in sorted(self.unlabelled.mixture)}
-        found = {key: open_manifest(name, self.store, shards_root).digest for key, name in names.items()}
+        found = {key: self.open_manifest(name, shards_root).digest for key, name in names.items()}
         return found | (self.foreign.digests() if self.foreign else {})
 
     def problems(self, shards_root: Path) -> list[tuple[str, str]]:
         """What does not fit the sets that lie there: (key, what to do). Reads manifests and class names, no sample."""
         found, manifests = self._set_problems("data.mixture", self.mixture, "train", shards_root)
+        if self.foreign and self.fold is not None:
+            found.append(
+                ("data.fold", "data.foreign has none; make a set of its tars with `shards make ... --folds 5`")
+            )
         if self.foreign:
             looks, order = tuple(self.augment_by_domain), self.order.name
             found += self.foreign.problems(batch=self.batch, order=order, cache_gb=self.cache_gb, domains=looks)
@@ -197,6 +213,12 @@ class DataConfig(Section):
         for name in sorted(mixture):
             try:
                 manifest = open_manifest(name, self.store, shards_root)
+                if self.fold is not None and (manifest.num_folds or where == "data.mixture"):
+                    try:
+                        manifest = manifest.with_fold(self.fold)
+                    except ShardError as error:
+                        found.append(("data.fold", str(error)))
+                        continue
                 manifests.append(manifest)
                 if not manifest.select(split):
                     splits = ", ".join(sorted({shard.split for shard in manifest.shards}))

@@ -102,9 +102,10 @@ def test_drawn_points_are_crossed_with_the_rest_and_named_by_number_or_value() -
         ({"seeds": 2, "grid": {"seed": [1]}}, "seeds  grid changes it, too"),
         ({"seeds": 0}, "seeds  0 is no number of seeds"),
         ({"seeds": [1, 1]}, "seeds  [1, 1]: give each seed once"),
-        ({"folds": {"a": ["a0", "a1"], "b": ["b0"]}}, "folds  its keys walk in step and need as many values each"),
-        ({"folds": {"a": ["a0", "a0"]}}, "folds.a  has 'a0' twice"),
-        ({"folds": {"a": ["a0"]}, "drop": [{"fold": 1}]}, "drop.0.fold  1 is none of its values: 0"),
+        ({"folds": 2, "grid": {"data.fold": [1]}}, "folds  grid changes it, too"),
+        ({"folds": 0}, "folds  0 is no number of folds"),
+        ({"folds": [1, 1]}, "folds  [1, 1]: give each fold once"),
+        ({"folds": 1, "drop": [{"data.fold": 1}]}, "drop.0.data.fold  1 is none of its values: 0"),
         ({"halving": {"first": 1.0}, "seeds": 2}, "halving.first  1.0 is not allowed: input should be less than 1"),
     ],
 )
@@ -114,9 +115,11 @@ def test_axes_that_cannot_be_meant_are_refused(values: dict[str, Any], words: st
     assert words in re.sub(r" {2,}", "  ", str(told.value))
 
 
-def test_seeds_are_short_for_a_grid_of_seeds() -> None:
-    grid = made(grid={"a": [1, 2], "seed": [0, 1, 2]})
-    assert made(grid={"a": [1, 2]}, seeds=3) == made(grid={"a": [1, 2]}, seeds=[0, 1, 2]) == grid
+@pytest.mark.parametrize(("key", "short"), [("seed", "seeds"), ("data.fold", "folds")])
+def test_seeds_and_folds_are_short_for_a_grid(key: str, short: str) -> None:
+    grid = made(grid={"a": [1, 2], key: [0, 1, 2]})
+    assert made(grid={"a": [1, 2]}, **{short: 3}) == made(grid={"a": [1, 2]}, **{short: [0, 1, 2]}) == grid
+    assert len({point.setting for point in grid}) == 2, "its values are repetitions of one setting"
 
 
 # --- what the points' configs say
@@ -124,12 +127,12 @@ def test_seeds_are_short_for_a_grid_of_seeds() -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A train and an evaluate config, and the two folds of a set."""
+    """A train and an evaluate config, a set with two folds and one without."""
     root = tmp_path_factory.mktemp("here")
     draw_images(root / "images", domains={"warm": 6}, images=4)
-    for fold in (0, 1):
-        made = ["make", "folder", str(root / "images"), "--levels", "domain/class", "--folds", "2", "--fold", str(fold)]
-        assert main([*made, "--out", str(root / f"sets/shapes-fold{fold}")]) == 0
+    for name, words in (("shapes", ["--folds", "2"]), ("others", ["--dev-fraction", "0.5"])):
+        made = ["make", "folder", str(root / "images"), "--levels", "domain/class", *words]
+        assert main([*made, "--out", str(root / "sets" / name)]) == 0
     (root / "train.yaml").write_text(
         f"""\
 job: train
@@ -138,14 +141,14 @@ runs_root: {root / "runs"}
 shards_root: {root / "sets"}
 backbone: {{name: timm, model: test_vit, image_px: 16, weights: none}}
 head: {{name: arcface}}
-data: {{mixture: {{shapes-fold0: 1.0}}, batch: 4}}
-evaluate: {{set: shapes-fold0}}
+data: {{mixture: {{shapes: 1.0}}, batch: 4, fold: 0}}
+evaluate: {{set: shapes}}
 engine: {{name: plain}}
 length: {{steps: 10}}
 """
     )
     (root / "evaluate.yaml").write_text(
-        f"job: evaluate\nrun: {{name: unused}}\nmodel: nowhere\nshards_root: {root / 'sets'}\ndata: {{set: shapes-fold0}}\n"
+        f"job: evaluate\nrun: {{name: unused}}\nmodel: nowhere\nshards_root: {root / 'sets'}\ndata: {{set: shapes}}\n"
     )
     return root
 
@@ -158,17 +161,34 @@ def found(root: Path, values: dict[str, Any], *overrides: str) -> Sweep:
     return sweep
 
 
-def test_a_fold_stands_in_for_the_set_in_training_and_evaluation(root: Path) -> None:
-    folds = {"shapes-fold0": ["shapes-fold0", "shapes-fold1"]}
-    mine = found(root, {"folds": folds, "then": "evaluate.yaml", "run": "f{fold}", "seeds": [5]})
+def test_each_point_is_evaluated_on_its_fold(root: Path) -> None:
+    mine = found(root, {"folds": 2, "then": "evaluate.yaml", "run": "f{data.fold}", "seeds": [5]})
     configs_of = {point.name: config for point, config in points.checked(mine)}
     for fold in (0, 1):
         config: Any = configs_of[f"f{fold}"]
-        assert (config.data.mixture, config.evaluate.set) == ({f"shapes-fold{fold}": 1.0}, f"shapes-fold{fold}")
-        assert f'data.set="shapes-fold{fold}"' in mine.then_assignments(f"f{fold}", root)
+        assert (config.data.fold, config.judge.fold) == (fold, fold)
+        assert f"data.fold={fold}" in mine.then_assignments(f"f{fold}", root)
+    one, other = configs_of.values()
+    assert identity(one, {}) != identity(other, {}) and one.inputs() != other.inputs()
     assert len({point.setting for point in mine.points}) == 1, "one row of the table"
-    with pytest.raises(ConfigError, match=r"folds.shaped +no such set is in the config; there are: shapes-fold0"):
-        points.checked(found(root, {"folds": {"shaped": ["shapes-fold0", "shapes-fold1"]}}))
+    by_command = found(root, {"seeds": [5], "then": "evaluate.yaml", "run": "f{data.fold}"}, "data.fold=0,1")
+    assert [point.values for point in by_command.points] == [point.values for point in mine.points]
+
+
+def test_the_fold_of_a_base_is_that_of_all_evaluations_but_of_other_sets(root: Path) -> None:
+    mine = found(root, {"seeds": 1, "then": "evaluate.yaml", "run": "s{seed}"})
+    points.checked(mine)
+    assert "data.fold=0" in mine.then_assignments("s0", root)
+    others = found(root, {"seeds": 1, "then": "evaluate.yaml", "run": "s{seed}"}, "then.data.set=others")
+    points.checked(others)
+    assert not [item for item in others.then_assignments("s0", root) if item.startswith("data.fold")]
+
+
+def test_a_fold_that_is_not_there_is_told_with_its_points(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.fold +set 'shapes' has no fold 2; give 0 to 1 \(point mine-fold2\)"):
+        points.checked(found(root, {"folds": 3}))
+    with pytest.raises(ConfigError, match=r"folds.*integer|folds.*list"):
+        found(root, {"folds": {"shapes": ["a", "b"]}})
 
 
 def test_points_belong_together_in_the_tracker_and_stay_the_same_runs(root: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +200,29 @@ def test_impossible_folds_in_a_manifest_are_refused(
     (tmp_path / "manifest.json").write_text(json.dumps(about))
     with pytest.raises(ShardError, match=message):
         Manifest.load(tmp_path)
+
+
+def test_stopped_it_goes_on_and_ends_with_the_same_bytes(
+    folded: Manifest, table: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, words = tmp_path / folded.folder.name, ("--fold-units", folded.about["config"]["fold_units"])
+    command = ("make", "table", table, "--out", out, "--domain", "pets", "--folds", K, "--shard-samples", 6, *words)
+
+    @contextmanager
+    def ctrl_c(_: str) -> Iterator[Callable[[int, int, int], None]]:
+        def watch(total: int, images: int, num_bytes: int) -> None:
+            if images > total / 2:
+                raise KeyboardInterrupt
+
+        yield watch
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shards.progress.progress_bar", ctrl_c)
+        assert run(*command, "--workers", 1).code != 0
+    assert not out.exists()
+    ran = run(*command, "--workers", 2)
+    assert ran.code == 0 and "shards were finished by an earlier run" in ran.out
+    assert files_of(out) == files_of(folded.folder)
 
 
 def test_no_command_loses_the_folds(folded: Manifest, run: Run, tmp_path: Path) -> None:
