@@ -82,6 +82,13 @@ def count_classes(catalog: Catalog, kept: Bools) -> NDArray[np.int64]:
     return np.bincount(labels[labels >= 0], minlength=len(catalog.classes))
 
 
+def num_classes(catalog: Catalog, rows: Bools) -> int:
+    """Of these rows."""
+    if catalog.is_multi_label:
+        return len(np.unique(catalog.pairs[rows[catalog.pairs[:, 0]], 1]))
+    return int((count_classes(catalog, rows) > 0).sum())
+
+
 def refuse_single(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> None:
     """A class with one image is a decision for the user."""
     names = catalog.classes

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shards.images.imaging import Look, prepare
 from shards.making.catalog import Catalog
-from shards.making.split import NO_FOLD, Plan
+from shards.making.plan import NO_FOLD, Plan
 from shards.record import ROLES, SPLITS, Unreadable
 from shards.tar import member_bytes
 from shards.ustar import BLOCK, END

@@ -1,7 +1,7 @@
 """`shards make`: records in, a finished set out.
 
 catalog   what the source says, written down             catalog.py
-plan      what is kept and where it goes                 filters.py split.py folds.py
+plan      what is kept and where it goes                 filters.py split.py folds.py plan.py
 layout    which samples make which shard                 layout.py
 write     shard by shard, in several processes           writer.py pool.py
 finish    numbers of classes, lists, manifest, rename    this file, output.py
@@ -26,9 +26,10 @@ from shards.making.catalog import Catalog, Skip, fill
 from shards.making.filters import usable
 from shards.making.layout import Sizes, Task, lay_out
 from shards.making.numbering import Numbering, number, renumber
+from shards.making.plan import Plan
 from shards.making.rules import Rules
 from shards.making.skips import Skips, as_rows
-from shards.making.split import Plan, make_plan, without
+from shards.making.split import make_plan, without
 from shards.making.target import Target, open_target
 from shards.making.writer import Work, Written, thin, write_shard
 from shards.manifest import Manifest, write_manifest

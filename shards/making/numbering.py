@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shards.classes import Classes
 from shards.making.catalog import Catalog
-from shards.making.split import Plan
+from shards.making.plan import Plan
 from shards.manifest import LABELS, Shard
 from shards.record import SPLITS
 

@@ -14,9 +14,9 @@ split.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,48 +26,24 @@ from shards.errors import ShardError, first_few
 from shards.key import draw
 from shards.making.base import Base, NothingNew
 from shards.making.catalog import NOT_SAID, PLACES, Catalog, ClassName
-from shards.making.filters import Bools, count_classes, has_labels, keep, position_in_run, refuse_mixed, refuse_single
-from shards.making.folds import assign_folds
+from shards.making.filters import (
+    Bools,
+    count_classes,
+    has_labels,
+    keep,
+    num_classes,
+    position_in_run,
+    refuse_mixed,
+    refuse_single,
+)
+from shards.making.folds import fold_splits, refuse_useless_folds
+from shards.making.plan import DEV, DISTRACTOR, INDEX, NO_FOLD, OUT, QUERY, TEST, TRAIN, Numbers, Plan
 from shards.making.rules import Rules
 from shards.record import ROLES, SPLITS
 
 DEV_FRACTION = 0.2
 IMAGES_FOR_TWO_QUERIES = 6
 QUERY_SHARE = 0.2  # of images with several labels
-OUT = -1
-TRAIN, DEV, TEST = range(3)  # positions in SPLITS
-QUERY, INDEX, DISTRACTOR = 1, 2, 3  # positions in ROLES; 0 is train
-Numbers = NDArray[np.int8]
-NO_FOLD = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The place of every row of the catalog."""
-
-    split: Numbers
-    """Position in SPLITS, OUT where the row is left out."""
-    role: Numbers
-    """Position in ROLES."""
-    fold: Numbers
-    """NO_FOLD where the row is in none."""
-    num_folds: int = 0
-
-    @property
-    def kept(self) -> Bools:
-        """Rows that become samples."""
-        kept: Bools = self.split != OUT
-        return kept
-
-    @property
-    def part(self) -> NDArray[np.int64]:
-        """What is searched as one: a position in SPLITS, the folds behind them. Rows that are left out have any."""
-        return np.where(self.fold == NO_FOLD, self.split, len(SPLITS) + self.fold.astype(np.int64))
-
-    @property
-    def num_parts(self) -> int:
-        """Splits and folds."""
-        return len(SPLITS) + self.num_folds
 
 
 def make_plan(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None = None) -> Plan:
@@ -170,36 +146,6 @@ def image_splits(catalog: Catalog, rules: Rules) -> NDArray[Any]:
     drawn = np.where(catalog["group"] > 0, of_group[catalog["group"]], catalog["draw"] / 2**64)
     split = np.where(drawn < dev, DEV, np.where(drawn < dev + test, TEST, TRAIN))
     return np.where((split == TRAIN) & ~has_labels(catalog), DEV, split)
-
-
-def fold_splits(catalog: Catalog, kept: Bools, rules: Rules, base: Base | None) -> tuple[Numbers, Numbers]:
-    """(split, fold): one fold is dev, or all are for training and in their folds; what has no label is dev. Units of the
-    base stay where they are."""
-    assert rules.folds is not None, "Rules sees to it"
-    rows = np.flatnonzero(kept & has_labels(catalog))
-    unit_column = catalog["label" if rules.fold_units == "class" else "group"]
-    missing = rows[unit_column[rows] < (0 if rules.fold_units == "class" else 1)]
-    if len(missing):
-        names = [record.name for record in catalog.records(missing[:4])]
-        raise ShardError(f"--fold-units {rules.fold_units}: {len(missing)} images have none ({first_few(names)})")
-    strata = catalog[rules.strata or "domain"]
-    counts: dict[int, Counter[Hashable]] = defaultdict(Counter)
-    for unit, stratum in zip(unit_column[rows].tolist(), strata[rows].tolist(), strict=True):
-        counts[unit][stratum] += 1
-    named = catalog.classes if rules.fold_units == "class" else catalog.groups
-    known: Mapping[Any, str] = {}
-    if base:
-        known = base.splits if rules.fold_units == "class" else base.group_splits
-    placed = {unit: SPLITS.index(known[named[unit]]) for unit in counts if named[unit] in known}
-    counts = {unit: strata for unit, strata in counts.items() if unit not in placed}
-    ranks = {unit: int(draw(named[unit]) * 2**53) for unit in counts}
-    folds = assign_folds(counts, rules.folds, ranks)
-    split, fold_of = np.full(len(catalog), DEV, np.int8), np.full(len(catalog), NO_FOLD, np.int8)
-    placed |= {unit: DEV if fold == rules.fold else TRAIN for unit, fold in folds.items()}
-    split[rows] = [placed[unit] for unit in unit_column[rows].tolist()]
-    if rules.folds_in_set:
-        fold_of[rows] = [folds[unit] for unit in unit_column[rows].tolist()]
-    return split, fold_of
 
 
 def give_roles(catalog: Catalog, plan: Plan, rules: Rules, base: Base | None) -> None:
@@ -307,22 +253,3 @@ def refuse_useless(catalog: Catalog, plan: Plan, rules: Rules, *, is_explicit: b
             f"none of the {num_trained} classes ended in an evaluation split, so nothing could be measured; "
             "raise --dev-fraction, or pass --train-only to accept it"
         )
-
-
-def refuse_useless_folds(catalog: Catalog, plan: Plan) -> None:
-    """Whichever fold is held out: it must have a query, and the others classes for training."""
-    for fold in range(plan.num_folds):
-        is_held_out = plan.fold == fold
-        num_trained = num_classes(catalog, plan.kept & (plan.split == TRAIN) & ~is_held_out)
-        if num_trained < 2 or not (plan.role[plan.kept & is_held_out] == QUERY).any():
-            raise ShardError(
-                f"--folds {plan.num_folds}: fold {fold} would have nothing to search for, or the others fewer than 2 "
-                "classes to train on; take fewer folds, or add classes of 2 images and more"
-            )
-
-
-def num_classes(catalog: Catalog, rows: Bools) -> int:
-    """Of these rows."""
-    if catalog.is_multi_label:
-        return len(np.unique(catalog.pairs[rows[catalog.pairs[:, 0]], 1]))
-    return int((count_classes(catalog, rows) > 0).sum())
