@@ -168,6 +168,25 @@ def test_repair_makes_the_same_bytes_again(folded: Manifest, run: Run, tmp_path:
     assert files_of(broken) == before
 
 
+def test_what_is_lost_without_the_source_is_taken_out_of_its_fold(run: Run, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "pets")
+    manifest = make(table, tmp_path / "set")
+    before = manifest.classes.folds
+    shutil.rmtree(table.parent)
+    shard = next(shard for shard in manifest.shards if shard.part == "fold1" and shard.role == "index")
+    row, path = manifest.sidecar(shard)[0], manifest.folder / shard.file
+    raw = bytearray(path.read_bytes())
+    raw[int(row["image_at"]) : int(row["image_at"]) + 50] = bytes(50)
+    path.write_bytes(raw)
+    assert run("check", manifest.folder, "--repair").code == 1
+    repaired = Manifest.load(manifest.folder)
+    assert run("check", manifest.folder).code == 0
+    assert repaired.num_folds == K and repaired.about["salvaged"]["lost"] == 1
+    lost = before - repaired.classes.folds
+    assert lost.sum() == 1 and lost[1, row["label"]] == 1
+    assert np.array_equal(repaired.with_fold(1).classes.table, count(repaired.with_fold(1)))
+
+
 def test_a_sample_of_another_fold_and_wrong_counts_are_found(folded: Manifest, run: Run, tmp_path: Path) -> None:
     from shards.checking.check import inspect_set
 
