@@ -17,7 +17,7 @@ from jobs.training.judge import Config as Judge
 from jobs.training.objective import AnyHead, Aux, AuxName, MainLoss
 from jobs.training.origin import Origin
 from retrieval_train.choice import Chosen
-from retrieval_train.config import LinkedPath, Section
+from retrieval_train.config import LinkedPath, Section, later
 from retrieval_train.data.config import DataConfig
 from retrieval_train.engine.engine import EngineConfig
 from retrieval_train.engine.faults import FaultsConfig
@@ -89,7 +89,7 @@ class Config(JobConfig):
     """What happens when the loss or a gradient is not a finite number."""
     evaluate: Judge | None = None
     """Evaluate on the way; null: only by the job `evaluate`, after the end."""
-    halving: Halving | None = None
+    halving: Halving | None = Field(default=None, json_schema_extra=later())
     """Stop early where other runs of a sweep are better: a sweep's `halving` sets it; null: never."""
     tracking: Tracking = Tracking()
     """Where the numbers go."""
