@@ -140,8 +140,7 @@ def start(run_dir: Path) -> dict[str, float]:
         if rank == 0 and "SUBMITIT_EXECUTOR" not in os.environ:  # by hand; the launcher does so before any rank begins
             failures.clear(run)
         try:
-            enter_submit_folder(run)
-            config = load(run)
+            config = _load_on_this_node(run)
             _set_threads(config.run.threads)
             timeout_min = max(30.0, 2 * (config.run.hang_minutes or 0.0))  # the watchdog, which says more, comes first
             before = Preflight(config, run)
@@ -159,6 +158,22 @@ def start(run_dir: Path) -> dict[str, float]:
             log.error("rank %d: %s", rank, "".join(traceback.format_exception(error)))
             _say_why(run, rank, error)
             raise
+
+
+def _load_on_this_node(run: RunDir) -> JobConfig:
+    """Its config. What fails here and not on the other nodes is this node's fault: a file system that is not there.
+
+    Raises ConfigError or OSError where it fails on all nodes, else BadNode.
+    """
+    try:
+        enter_submit_folder(run)
+        return load(run)
+    except (ConfigError, OSError) as error:
+        from jobs.preflight import node_names, tell_problem
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            tell_problem(error, nodes=node_names())
+        raise
 
 
 def enter_submit_folder(run: RunDir) -> None:

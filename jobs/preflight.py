@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 FULL_GB, SHORT_GB = 0.016, 1.0
 RUNS_SHORT_GB = 10.0  # checkpoints go there
 MOST_SKEW_S = 1.0
+_FACTS, _CONFIG = "facts", "the run's config and data"
 _SAID_S, _SAID_WITH_GPU_S = 15.0, 45.0  # a driver that is not loaded takes half a minute, a GPU to be released 10 s
 
 
@@ -60,7 +61,7 @@ class Preflight:
         began = time.monotonic()
         device = self._config.run.device
         limit_s = _SAID_S if device == "cpu" else _SAID_WITH_GPU_S
-        told = meeting.every("facts", asdict(_facts(self._config, meeting)), limit_s=limit_s)
+        told = meeting.every(_FACTS, asdict(_facts(self._config, meeting)), limit_s=limit_s)
         self._said["ranks"] = told
         planned = read_json(self._run.plan).get("gpus_per_node", 0) if self._run.plan.is_file() else 0
         checks = judge([Facts.of(one) for one in told], device=device, gpus_per_node=planned)
@@ -114,6 +115,21 @@ class Preflight:
         raise BadNode(words, nodes=nodes)
 
 
+def tell_problem(error: Exception, *, nodes: Sequence[str]) -> None:
+    """For a rank that cannot read the run's config: the others learn of it in `Preflight.look`, as of what it found.
+
+    Raises BadNode where ranks on other nodes can.
+    """
+    from retrieval_train.world import meet
+
+    meeting = meet(nodes=nodes)
+    facts = Facts(meeting.node, meeting.began, problems={_CONFIG: " ".join(str(error).split())})
+    told = [Facts.of(one) for one in meeting.every(_FACTS, asdict(facts), limit_s=_SAID_WITH_GPU_S)]
+    with_it = _nodes(told, lambda one: _CONFIG in one.problems)
+    if len(with_it) < len(_nodes(told)):
+        raise BadNode("pre-flight: " + "\n".join(check.words for check in _problems(told)), nodes=with_it)
+
+
 def _facts(config: JobConfig, meeting: Meeting) -> Facts:
     is_first = meeting.nodes.index(meeting.node) == meeting.rank
     device, folders = config.run.device, _folders(config)
@@ -157,7 +173,8 @@ def node_names() -> list[str]:
 
 def judge(ranks: Sequence[Facts], *, device: Literal["auto", "cpu", "cuda"], gpus_per_node: int = 0) -> list[Check]:
     """A line of each kind, and one of each problem. `device` is the run's, `gpus_per_node` what was planned."""
-    gpus = _gpus([one for one in ranks if "GPU" not in one.problems], device, gpus_per_node)
+    looked = [one for one in ranks if not {"GPU", _CONFIG} & one.problems.keys()]
+    gpus = _gpus(looked, device, gpus_per_node)
     return [*_problems(ranks), *gpus, *_memory(ranks), *_disk(ranks), *_clocks(ranks), *_same_versions(ranks)]
 
 

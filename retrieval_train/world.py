@@ -253,9 +253,7 @@ def open_world(
     Raises BadNode that names who did not come, ValueError when `device` is cuda and there is no GPU.
     """
     with _variables():
-        store = _store(60 * join_min, nodes)
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        meeting = Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
+        store, meeting = _meet(join_min, nodes)
         if look is not None:
             look(meeting)
         mine = _device(device, int(os.environ["LOCAL_RANK"]))
@@ -270,6 +268,17 @@ def open_world(
             yield Group(mine, timeout=timeout, meeting=meeting)
         finally:
             torch.distributed.destroy_process_group()
+
+
+def meet(*, join_min: float = 10, nodes: Sequence[str] = ()) -> Meeting:
+    """All ranks, for a rank that will not come to open_world and tells the others why. Raises BadNode as open_world does."""
+    return _meet(join_min, nodes)[1]
+
+
+def _meet(join_min: float, nodes: Sequence[str]) -> tuple[Any, Meeting]:
+    store = _store(60 * join_min, nodes)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return store, Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
 
 
 def _store(limit_s: float, nodes: Sequence[str]) -> Any:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs import job
 from jobs.job import JobConfig
 from jobs.preflight import Check, Preflight, judge, node_names
 from retrieval_train import node
 from retrieval_train.meeting import BadNode
 from retrieval_train.node import Facts, Gpu, expanded
 from retrieval_train.rundir import RunDir, read_json, write_json
-from retrieval_train.world import Group
+from retrieval_train.world import Group, meet
 from tests.processes import run_ranks
-from tests.retrieval_train.test_rendezvous import new_meeting
+from tests.retrieval_train.test_rendezvous import at_a_new_port, new_meeting
 
 H100 = Gpu("GPU-a", "H100", 78.0, 80.0)
 GOOD = Facts("n1", 0.0, H100, {"runs_root": ("/runs", 500.0), "temporary files": ("/tmp", 50.0)}, {"torch": "2.15"})
@@ -155,6 +158,34 @@ def test_all_ranks_of_a_start_refuse_it_in_the_same_words(tmp_path: Path) -> Non
     assert [rank["node"] for rank in said["ranks"]] == ["n1", "n2"] and said["exchange"]["sum_mb_s"] > 0
     assert "not checked, for run.device is cpu" in [check["words"] for check in said["checks"]]
     assert any(check["level"] == "error" for check in read_json(RunDir(tmp_path / "disk").preflight)["checks"])
+
+
+def without_a_disk(world: Group, root: Path) -> list[tuple[str, str, Any]]:
+    """Starts of two nodes: the second, and both, find no model where the config says that it is."""
+    rank = str(world.rank)
+    slurm = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": f"n{world.rank + 1}"}
+    os.environ |= slurm | {"RANK": rank, "WORLD_SIZE": "2"}
+    found: list[tuple[str, str, Any]] = []
+    for number, absent in enumerate(((1,), (0, 1))):
+        at_a_new_port(world)
+        run = RunDir(root / f"run{number}-{rank}")
+        run.path.mkdir()
+        run.config.write_text(json.dumps({"job": "centres", "run": {"name": "it"}, "model": str(root), "set": "food"}))
+        try:
+            if world.rank in absent:
+                job._load_on_this_node(run)
+            Preflight(config(root), run).look(meet(nodes=node_names()))
+        except (ValueError, BadNode) as error:
+            found.append((type(error).__name__, str(error), getattr(error, "nodes", None)))
+        world.barrier()
+    return found
+
+
+def test_a_node_that_lacks_what_the_others_have_is_at_fault_and_what_all_lack_is_the_users(tmp_path: Path) -> None:
+    for one, both in run_ranks(without_a_disk, 2, tmp_path):
+        assert one[0] == "BadNode" and one[2] == ("n2",)
+        assert "the run's config and data cannot be looked at: on n2" in one[1] and "no model.json" in one[1]
+        assert both[0] == "ConfigError" and "no model.json" in both[1]
 
 
 def planned_for_gpus(world: Group, root: Path) -> str:

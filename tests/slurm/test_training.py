@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.starts import attempts
+from launcher.starts import attempts, bad_nodes
 from retrieval_train.rundir import RunDir
 from tests.launcher.conftest import ROOT, Repo, wait_until
 from tests.retrieval_train.data.conftest import draw
@@ -158,21 +158,27 @@ def test_two_starts_in_a_row_that_save_nothing_within_their_time_are_the_last(tr
     assert "give more --time" in run.error.read_text()
 
 
+@pytest.mark.parametrize(
+    ("lacks", "words"), [("room", "GB free on n1"), ("data", "the run's config and data cannot be looked at: on n1")]
+)
 def test_a_node_that_the_preflight_names_is_left_out_of_the_next_start(
-    training: Repo, cluster: Slurm, tmp_path: Path
+    training: Repo, cluster: Slurm, tmp_path: Path, lacks: str, words: str
 ) -> None:
     script = str(Path(__file__).with_name("slurm-cluster"))
-    cluster.tell(script, "exec", "n1", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path))
+    over = tmp_path if lacks == "room" else training.path / "sets"
+    cluster.tell(script, "exec", "n1", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(over))
     try:
         ended = training.submit(
-            "--exclude", "n4", "--nodes", "2", "run.name=full", "run.preflight=true", env={"TMPDIR": str(tmp_path)}
+            *("--exclude", "n4", "--nodes", "2", f"run.name={lacks}", "run.preflight=true"),
+            env={"TMPDIR": str(tmp_path)},
         )
         assert ended.code == 0, ended.err
-        first, second = wait_for_end(training.run("full"), starts=2, timeout_s=120)
+        first, second = wait_for_end(training.run(lacks), starts=2, timeout_s=120)
     finally:
-        cluster.tell(script, "exec", "n1", "umount", str(tmp_path))
+        cluster.tell(script, "exec", "n1", "umount", str(over))
+        bad_nodes.forget(training.path / "runs", "n1")
     assert (first.kind, first.at_fault, first.queued_again) == ("bad_node", ("n1",), True)
-    assert "GB free on n1" in first.words
+    assert words in first.words
     assert (second.kind, second.nodes) == ("done", ("n2", "n3"))
 
 
