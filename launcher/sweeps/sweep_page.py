@@ -16,7 +16,7 @@ from launcher.sweeps.sweep import in_a_name
 from launcher.sweeps.sweep_table import Result
 from retrieval_train import page
 
-_LOG_FROM = 30.0
+_LOG_FROM = 10.0
 """Numbers above 0 that lie so many times apart are drawn on a logarithmic axis."""
 _MOST_NAMES = 12
 """Of an axis without numbers; more would not be readable."""
@@ -79,8 +79,8 @@ def _axis(values: Sequence[Any]) -> _Axis:
         low, high = size(min(values)), size(max(values))
         at = {name: (size(value) - low) / (high - low) if high > low else 0.5 for name, value in names.items()}
         middle = math.exp((low + high) / 2) if is_log else (low + high) / 2
-        ends = [(0.0, f"{min(values):g}"), (0.5, f"{middle:.3g}"), (1.0, f"{max(values):g}")]
-        return _Axis(at, ends if high > low else [(0.5, f"{values[0]:g}")])
+        ends = [(0.0, f"{min(values):.3g}"), (0.5, f"{middle:.3g}"), (1.0, f"{max(values):.3g}")]
+        return _Axis(at, ends if high > low else [(0.5, f"{values[0]:.3g}")])
     at = {name: (place + 0.5) / len(names) for place, name in enumerate(names)}
     ticks = [(at[name], in_a_name(value)[:16]) for name, value in names.items()]
     return _Axis(at, ticks if len(ticks) <= _MOST_NAMES else [])
@@ -113,7 +113,7 @@ def _chart(key: str, results: Sequence[Result], metric: str) -> Markup:
 
 _X, _Y, _WIDTH, _HEIGHT = 66, 14, 390, 170
 _SVG = """<figure class="chart" role="img" aria-label="{{ metric }} over {{ key }}">
-<svg viewBox="0 0 480 240" xmlns="http://www.w3.org/2000/svg" font-size="12" fill="var(--ink)">
+<svg viewBox="0 0 500 240" xmlns="http://www.w3.org/2000/svg" font-size="12" fill="var(--ink)">
 {% for y, text in ys %}<line x1="{{ left }}" x2="{{ right }}" y1="{{ y }}" y2="{{ y }}" stroke="var(--line)"/>
 <text x="{{ left - 4 }}" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>{% endfor %}
 {% for x, text in xs %}<text x="{{ x }}" y="{{ bottom + 10 }}" text-anchor="middle">{{ text }}</text>{% endfor %}

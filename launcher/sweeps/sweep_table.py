@@ -24,7 +24,7 @@ from retrieval_train.config import ConfigError
 from retrieval_train.evaluation.metrics import MERGED
 from retrieval_train.rundir import RunDir, read_json
 
-METHOD = "mean ± half of the 95% confidence interval of the mean (Student t over n seeds; n = 1: none)"
+METHOD = "mean ± half of the 95% confidence interval of the mean (Student t over n seeds and folds; n = 1: none)"
 BEST = " (best)"
 
 

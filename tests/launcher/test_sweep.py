@@ -344,7 +344,7 @@ def test_points_run_one_after_the_other_with_the_code_of_their_submit_and_end_in
     assert second.out.count("done already") == 2
     assert "== 2 points; their table: python launcher/status.py sweep sweeps/margin.yaml then.top=2" in second.err
     shown = sweeping.status("sweep", SWEEP[1], "then.top=2", "--markdown", "--metric", "R@1")
-    assert "Student t over n seeds" in shown.out
+    assert "Student t over n seeds and folds" in shown.out
     assert shown.out.count("| 1 | 2.200 |\n") == 2
 
 
