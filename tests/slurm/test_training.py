@@ -159,19 +159,21 @@ def test_two_starts_in_a_row_that_save_nothing_within_their_time_are_the_last(tr
 
 
 @pytest.mark.parametrize(
-    ("lacks", "words"), [("room", "GB free on n1"), ("data", "the run's config and data cannot be looked at: on n1")]
+    ("lacks", "config", "words"),
+    [
+        ("room", "noop.yaml", "GB free on n1"),
+        ("data", "train.yaml", "the run's config and data cannot be looked at: on n1"),
+    ],
 )
 def test_a_node_that_the_preflight_names_is_left_out_of_the_next_start(
-    training: Repo, cluster: Slurm, tmp_path: Path, lacks: str, words: str
+    training: Repo, cluster: Slurm, tmp_path: Path, lacks: str, config: str, words: str
 ) -> None:
     script = str(Path(__file__).with_name("slurm-cluster"))
     over = tmp_path if lacks == "room" else training.path / "sets"
     cluster.tell(script, "exec", "n1", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(over))
     try:
-        ended = training.submit(
-            *("--exclude", "n4", "--nodes", "2", f"run.name={lacks}", "run.preflight=true"),
-            env={"TMPDIR": str(tmp_path)},
-        )
+        where = ("--no-estimate", "--exclude", "n4", "--nodes", "2", f"run.name={lacks}", "run.preflight=true")
+        ended = training.python("launcher/submit.py", *where, f"config={config}", env={"TMPDIR": str(tmp_path)})
         assert ended.code == 0, ended.err
         first, second = wait_for_end(training.run(lacks), starts=2, timeout_s=120)
     finally:
