@@ -24,6 +24,7 @@ from shards.cli import main
 from tests.processes import run_ranks
 from tests.retrieval_train.data.conftest import draw, make_tags
 
+pytestmark = pytest.mark.xdist_group("objectives")  # what its fixture makes takes long
 STEPS = 4
 STRONG = {"crop_scale": [0.4, 0.9], "flip": 0.5}
 SHAPES: dict[str, Any] = {"mixture": {"shapes": 1.0}, "batch": 12, "workers": 0}
