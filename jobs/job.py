@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gc
 import importlib
 import json
 import logging
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
     from retrieval_train.world import World
 
 log = logging.getLogger(__name__)
-
-_RARE = (200_000, 20, 50)
-"""How often Python looks for cycles: its default goes a hundred times through the half million objects that the imports leave
-behind, a second of each start."""
 
 
 class Preempted(Exception):
@@ -136,8 +131,6 @@ def start(run_dir: Path) -> dict[str, float]:
 
     Raises whatever the job raised; `Preempted` when it saved and wants to be started again.
     """
-    gc.set_threshold(*_RARE)
-
     from jobs.preflight import Preflight, node_names
     from retrieval_train.world import open_world
 
