@@ -51,6 +51,8 @@ class Sweep:
     """With it, `points` are those by which it is checked."""
     run: str | None = None
     """As the file has it."""
+    _read: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Name of a point -> its config's values."""
 
     def trial(self, number: int, values: Mapping[str, Any]) -> Point:
         return sweep.trial_point(self.run, self.name, number, values)
@@ -59,20 +61,31 @@ class Sweep:
     def study(self) -> Study:
         """The search's trials. A base that was changed begins another study."""
         assert self.search is not None, "only where the sweep has a `search`"
-        values = configs.read(self.base, overrides=[*self.points[0].assignments(), *self.overrides])
+        values = self._first_values
         about = {**values, "search": self.search.model_dump(mode="json", exclude={"count"})}
         digest = additions.meeting_place(about, self.search.draws, name=self.name).name[-8:]
         return Study(Path.cwd() / values.get("runs_root", "runs") / ".stages" / self.name, digest, self.search)
 
     def config(self, point: Point) -> JobConfig:
         """The point's config, checked. Raises ConfigError."""
-        values = configs.read(self.base, overrides=[*self._added, *point.assignments(), *self.overrides])
-        return job.check(values, where=f"{self.where}, point {point.name}")
+        return job.check(self._values(point), where=f"{self.where}, point {point.name}")
+
+    def _values(self, point: Point) -> dict[str, Any]:
+        """The point's config as it is written; read once, which takes longer than all else that is done with it."""
+        if point.name not in self._read:
+            overrides = [*self._added, *point.assignments(), *self.overrides]
+            self._read[point.name] = configs.read(self.base, overrides=overrides)
+        return self._read[point.name]
+
+    @cached_property
+    def _first_values(self) -> dict[str, Any]:
+        """The first point's, without what comes with being in a sweep."""
+        return configs.read(self.base, overrides=[*self.points[0].assignments(), *self.overrides])
 
     @cached_property
     def _added(self) -> list[str]:
         """`key=value`s that come with being in a sweep, below what the points and the command line say."""
-        values = configs.read(self.base, overrides=[*self.points[0].assignments(), *self.overrides])
+        values = self._first_values
         known = job.find(values.get("job"), where=str(self.base)).Config.model_fields
         found = additions.of_tracking(values, group=self.name) if "tracking" in known else []
         if self.halving is None:
@@ -97,9 +110,12 @@ class Sweep:
         """`key=value`s that make `then` the evaluation of point `name`."""
         ours = [f"run.name={name}-evaluation", f"model={json.dumps(str(export))}"]
         point = next(point for point in self.points if point.name == name)
-        trained = configs.read(self.base, overrides=[*point.assignments(), *self.overrides])
-        then = configs.read(self.then, overrides=self.then_overrides) if self.then is not None else {}
-        return [*additions.of_fold(trained, then), *self.then_overrides, *ours]
+        return [*additions.of_fold(self._values(point), self._then_as_given), *self.then_overrides, *ours]
+
+    @cached_property
+    def _then_as_given(self) -> dict[str, Any]:
+        """What all evaluations have in common."""
+        return configs.read(self.then, overrides=self.then_overrides) if self.then is not None else {}
 
     def then_problems(self) -> list[tuple[str, str]]:
         """What is wrong with the evaluations, as far as it can be told before there is an export."""
