@@ -82,8 +82,7 @@ class Config(JobConfig):
         """The set, without the fold. Raises ShardError."""
         from shards.manifest import Manifest
 
-        manifest = Manifest.load(self.shards_root / self.set)
-        return manifest if self.fold is None else manifest.with_fold(self.fold)
+        return Manifest.load(self.shards_root / self.set).with_fold(self.fold)
 
     def inputs(self) -> dict[str, str]:
         return {

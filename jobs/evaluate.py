@@ -57,7 +57,7 @@ class EvaluationData(Section):
             )
             return [("fold", text)]
         try:
-            manifest = self.manifest(shards_root)
+            manifest = manifest.with_fold(self.fold)
         except ShardError as error:
             return [("fold", str(error))]
         if manifest.is_multi_label:
@@ -75,8 +75,7 @@ class EvaluationData(Section):
         """The set as it is evaluated. Raises ShardError."""
         from shards.manifest import Manifest
 
-        manifest = Manifest.load(shards_root / self.set)
-        return manifest if self.fold is None else manifest.with_fold(self.fold)
+        return Manifest.load(shards_root / self.set).with_fold(self.fold)
 
     def digests(self, shards_root: Path) -> dict[str, str]:
         return {"set": self.manifest(shards_root).digest}

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from shards.errors import ShardError
-from shards.record import SPLITS
+from shards.record import SPLITS, part_of
 
 CLASS_COLUMNS = ("id", "domain", "label", "group", *SPLITS)
 GROUP_COLUMNS = ("id", "domain", "group")
@@ -60,21 +60,21 @@ class Classes:
         """train, dev, test, and fold0, fold1, … where there are folds."""
         return (*SPLITS, *fold_columns(len(self.folds)))
 
-    def with_fold(self, fold: int) -> Classes:
-        """The images of this fold counted as dev, and no folds any more."""
+    def with_fold(self, fold: int | None) -> Classes:
+        """The images of this fold counted as dev, and no folds any more. None: the same."""
+        if fold is None:
+            return self
         table = self.table.copy()
         table[SPLITS.index("train")] -= self.folds[fold]
         table[SPLITS.index("dev")] += self.folds[fold]
         return Classes(self.domains, self.labels, self.groups, table)
 
-    def with_counts(self, labelled: Iterable[tuple[str, int | None, np.ndarray]]) -> Classes:
-        """The same classes with the images that there are: (split, fold, class id of every label) of each shard."""
-        table, folds = np.zeros_like(self.table), np.zeros_like(self.folds)
-        for split, fold, labels in labelled:
-            counts = np.bincount(labels, minlength=len(self))
-            table[SPLITS.index(split)] += counts
-            if fold is not None:
-                folds[fold] += counts
+    def with_counts(self, labelled: Iterable[tuple[str, np.ndarray]]) -> Classes:
+        """The same classes with the images that there are: (split or `fold2`, class id of every label) of each shard."""
+        counts = np.zeros((len(self.parts), len(self)), np.int64)
+        for part, labels in labelled:
+            counts[self.parts.index(part)] += np.bincount(labels, minlength=len(self))
+        table, folds = by_split(counts)
         return replace(self, table=table, folds=folds)
 
     @cached_property
@@ -94,8 +94,7 @@ class Classes:
         names = sorted(groups)
         parts = (*SPLITS, *fold_columns(num_folds))
         counts = np.array([[images[domain, label, part] for domain, label in names] for part in parts], np.int64)
-        table, folds = np.split(counts, [len(SPLITS)])
-        table[SPLITS.index("train")] += folds.sum(0)
+        table, folds = by_split(counts)
         return cls(
             domains=tuple(domain for domain, _ in names),
             labels=tuple(label for _, label in names),
@@ -121,7 +120,14 @@ class Classes:
 
 def fold_columns(num_folds: int) -> tuple[str, ...]:
     """fold0, fold1, …"""
-    return tuple(f"fold{fold}" for fold in range(num_folds))
+    return tuple(part_of("train", fold) for fold in range(num_folds))
+
+
+def by_split(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(table, folds) of Classes, from images by split without those in folds, the folds behind them, and class id."""
+    table, folds = np.split(counts, [len(SPLITS)])
+    table[SPLITS.index("train")] += folds.sum(0)
+    return table, folds
 
 
 def write_groups(groups: Sequence[tuple[str, str]]) -> str:

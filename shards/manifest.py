@@ -29,7 +29,7 @@ from shards.classes import Classes, read_groups, write_groups
 from shards.errors import ShardError, did_you_mean
 from shards.key import key_hash
 from shards.npy import read_rows
-from shards.record import ROLES, SPLITS
+from shards.record import ROLES, SPLITS, part_of
 from shards.stated import refuse_malformed
 from shards.ustar import BLOCK, padding, parse_header
 
@@ -88,8 +88,8 @@ class Shard:
 
     @property
     def part(self) -> str:
-        """`fold2`, or the split; how the names of its files begin."""
-        return self.split if self.fold is None else f"fold{self.fold}"
+        """`fold2`, or the split."""
+        return part_of(self.split, self.fold)
 
     @property
     def sidecar(self) -> str:
@@ -159,9 +159,11 @@ class Manifest:
         """0 for a set without folds."""
         return int(self.about.get("folds", 0))
 
-    def with_fold(self, fold: int) -> Manifest:
+    def with_fold(self, fold: int | None) -> Manifest:
         """The same set with this fold as its dev split, and the others as its training; ShardError where it has no such
-        fold. The set as it is trains on all of them."""
+        fold. None: the set as it is, which trains on all of them."""
+        if fold is None:
+            return self
         if not self.num_folds:
             raise ShardError(
                 f"set '{self.name}' has no folds; make it again with `shards make ... --folds 5`, or give no fold"
@@ -233,7 +235,7 @@ class Manifest:
             classes = Classes.from_text(text)
             if len(classes.folds) != self.num_folds:
                 raise ValueError(f"counts of {len(classes.folds)} folds, and {MANIFEST} says {self.num_folds}")
-            return classes if self.fold is None else classes.with_fold(self.fold)
+            return classes.with_fold(self.fold)
         except (ValueError, OverflowError) as error:
             raise ShardError(f"{self.folder / CLASSES}: {error}; make the set again") from error
 

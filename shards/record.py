@@ -65,6 +65,11 @@ class Record:
         return f"{self.domain}/{self.source}"
 
 
+def part_of(split: str, fold: int | None) -> str:
+    """`fold2`, or the split where there is no fold; how the names of shards begin."""
+    return split if fold is None else f"fold{fold}"
+
+
 def reason_of(error: Exception) -> str:
     """`No such file or directory` rather than the error's number and path, which the message names already."""
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

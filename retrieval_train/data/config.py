@@ -146,8 +146,7 @@ class DataConfig(Section):
 
     def _without_fold(self, manifest: Manifest) -> Manifest:
         """As it is trained on; sets without folds, which only data.unlabelled may have, as they are."""
-        is_parted = self.fold is not None and manifest.num_folds
-        return manifest.with_fold(self.fold) if is_parted and self.fold is not None else manifest
+        return manifest.with_fold(self.fold if manifest.num_folds else None)
 
     def is_multi_label(self, shards_root: Path) -> bool:
         """Whether images of any set of the mixture have several labels, so that batches carry pairs. Sets that cannot be
@@ -213,12 +212,13 @@ class DataConfig(Section):
         for name in sorted(mixture):
             try:
                 manifest = open_manifest(name, self.store, shards_root)
-                if self.fold is not None and (manifest.num_folds or where == "data.mixture"):
-                    try:
-                        manifest = manifest.with_fold(self.fold)
-                    except ShardError as error:
-                        found.append(("data.fold", str(error)))
-                        continue
+                try:
+                    manifest = (
+                        manifest.with_fold(self.fold) if where == "data.mixture" else self._without_fold(manifest)
+                    )
+                except ShardError as error:
+                    found.append(("data.fold", str(error)))
+                    continue
                 manifests.append(manifest)
                 if not manifest.select(split):
                     splits = ", ".join(sorted({shard.split for shard in manifest.shards}))

@@ -96,8 +96,7 @@ class Images:
     def place(self, at: int) -> str:
         """`dev query`, `train`; with the set's name where there are two."""
         row = self.rows[at]
-        part, role = int(row["split"]), ROLES[row["role"]]
-        split = SPLITS[part] if part < len(SPLITS) else f"fold{part - len(SPLITS)}"
+        split, role = self.sets[row["set"]].classes.parts[row["split"]], ROLES[row["role"]]
         name = split if split == role else f"{split} {role}"
         return f"{self.sets[row['set']].name}: {name}" if len(self.sets) > 1 else name
 
@@ -240,8 +239,7 @@ def place_rows(sets: Sequence[Manifest], which: int, number: int, names: Names) 
             )
     rows = np.zeros(len(sidecar), PLACE)
     rows["set"], rows["shard"], rows["row"] = which, number, np.arange(len(sidecar))
-    rows["split"] = SPLITS.index(shard.split) if shard.fold is None else len(SPLITS) + shard.fold
-    rows["role"] = ROLES.index(shard.role)
+    rows["split"], rows["role"] = manifest.classes.parts.index(shard.part), ROLES.index(shard.role)
     rows["group"] = sidecar["group"]
     rows["domain"] = names.domain_maps[which][sidecar["domain"]] if len(sidecar) else 0
     rows["label"] = np.append(names.label_maps[which], -1)[sidecar["label"]]

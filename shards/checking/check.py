@@ -171,7 +171,7 @@ def find_key(path: Path, sought: int) -> str | None:
 def check_counts(manifest: Manifest, reports: Sequence[Report]) -> Iterator[Problem]:
     """Images by split and class as the sidecars have them, against classes.tsv."""
     classes = manifest.classes
-    labelled = [(one.shard.split, one.shard.fold, one.labels) for one in reports if one.labels is not None]
+    labelled = [(one.shard.part, one.labels) for one in reports if one.labels is not None]
     found = classes.with_counts(labelled)
     for part in classes.parts:
         stated, there = classes.counts(part), found.counts(part)

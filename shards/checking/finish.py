@@ -77,5 +77,5 @@ def recount(manifest: Manifest, shards: Sequence[Shard]) -> Classes:
     found = []
     for shard in shards:
         labels: Any = manifest.labels(shard)["label"] if manifest.is_multi_label else manifest.sidecar(shard)["label"]
-        found.append((shard.split, shard.fold, labels[labels >= 0]))
+        found.append((shard.part, labels[labels >= 0]))
     return manifest.classes.with_counts(found)

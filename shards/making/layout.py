@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shards.images.imaging import Look, prepare
 from shards.making.catalog import Catalog
 from shards.making.plan import NO_FOLD, Plan
-from shards.record import ROLES, SPLITS, Unreadable
+from shards.record import ROLES, SPLITS, Unreadable, part_of
 from shards.tar import member_bytes
 from shards.ustar import BLOCK, END
 
@@ -59,7 +59,7 @@ def lay_out(catalog: Catalog, plan: Plan, sizes: Sizes, look: Look) -> list[Task
 
 def name_tasks(split: str, role: str, cuts: Iterator[NDArray[np.int64]], *, fold: int | None) -> list[Task]:
     """`dev-query-000000.tar`, `fold0-query-000000.tar`, …"""
-    part = split if fold is None else f"fold{fold}"
+    part = part_of(split, fold)
     prefix = part if part == role else f"{part}-{role}"
     return [Task(f"{prefix}-{number:06d}.tar", split, role, rows, fold) for number, rows in enumerate(cuts)]
 

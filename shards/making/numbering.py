@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.classes import Classes
+from shards.classes import Classes, by_split
 from shards.making.catalog import Catalog
 from shards.making.plan import Plan
 from shards.manifest import LABELS, Shard
-from shards.record import SPLITS
 
 Ids = NDArray[np.int64]
 
@@ -54,16 +53,15 @@ class Numbering:
         rows, labels = labelled_rows(catalog, plan)
         names = by_id(catalog.classes, self.classes)
         ids = self.classes[labels]
-        flat = plan.split[rows].astype(np.int64) * len(names) + ids
-        table = np.bincount(flat, minlength=len(SPLITS) * len(names)).reshape(len(SPLITS), -1)
-        folds = np.zeros((plan.num_folds, len(names)), np.int64)
-        np.add.at(folds, (plan.fold[rows][plan.fold[rows] >= 0], ids[plan.fold[rows] >= 0]), 1)
+        flat = plan.part[rows] * len(names) + ids
+        counts = np.bincount(flat, minlength=plan.num_parts * len(names)).reshape(plan.num_parts, -1)
+        table, folds = by_split(counts.astype(np.int64))
         groups = common_group(ids, catalog["group"][rows], len(names))
         return Classes(
             domains=tuple(domain for domain, _ in names),
             labels=tuple(label for _, label in names),
             groups=tuple(catalog.groups[group][1] for group in groups.tolist()),
-            table=table.astype(np.int64),
+            table=table,
             folds=folds,
         )
 
