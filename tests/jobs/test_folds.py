@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from jobs import job
@@ -23,9 +21,10 @@ from retrieval_train.data.labels import join
 from retrieval_train.rundir import RunDir, read_json
 from shards.cli import main
 from shards.manifest import Manifest
-from tests.jobs.test_train_data import HEAD, TINY, metrics, one_rank
+from tests.jobs.test_train_data import config, metrics, trained
 from tests.retrieval_train.data.conftest import draw
 
+pytestmark = pytest.mark.usefixtures("one_process")
 FOLDS = 3
 
 
@@ -41,47 +40,23 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    one_rank(monkeypatch)
-    yield
-    torch.set_num_threads(threads)
-
-
-def values_of(root: Path, sets: Path, data: dict[str, Any], **more: Any) -> dict[str, Any]:
-    values = {
-        "job": "train",
-        "run": {"name": "one", "threads": 1},
-        "runs_root": str(root / "runs"),
-        "shards_root": str(sets),
-        "backbone": TINY,
-        "neck": {"name": "linear", "out": 8},
-        "head": HEAD,
-        "engine": {"name": "plain"},
-        "length": {"steps": 2},
-        "tracking": {"wandb": {"mode": "disabled"}},
-        "data": {"mixture": {"folded": 1.0}, "batch": 6, "workers": 0, "ledger": True, **data},
-    }
-    return values | more
+def of_folds(data: dict[str, Any]) -> dict[str, Any]:
+    """What the config of a run has beside that of test_train_data."""
+    return {"length": {"steps": 2}, "data": {"mixture": {"folded": 1.0}, "batch": 6, **data}}
 
 
 def checked(root: Path, sets: Path, data: dict[str, Any], **more: Any) -> Any:
-    return job.check(values_of(root, sets, data, **more), where="test")
+    return job.check(config(root, sets, **of_folds(data), **more), where="test")
 
 
 def test_a_run_trains_on_the_others_and_is_judged_on_its_fold(sets: Path, tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "runs" / "one")
-    run.path.mkdir(parents=True)
-    judge = {"set": "folded", "every_steps": 1}
-    run.config.write_text(yaml.safe_dump(values_of(tmp_path, sets, {"fold": 1}, evaluate=judge)))
-    job.start(run.path)
+    run = trained(tmp_path, sets, **of_folds({"fold": 1}), evaluate={"set": "folded", "every_steps": 1})
     view = Manifest.load(sets / "folded").with_fold(1)
     assert read_json(run.sets) == {"folded": view.digest}
-    trained = {
+    classes = {
         name for name, count in zip(view.classes.class_names(), view.classes.counts("train"), strict=True) if count
     }
-    assert set((run.export / "classes.txt").read_text().split()) == trained
+    assert set((run.export / "classes.txt").read_text().split()) == classes
     keys = {key for file in run.ledger.iterdir() for key in re.findall(r"warm/[^\s\"]+", file.read_text())}
     held_out = {view.read(shard, row).key for shard in view.select("dev") for row in range(shard.samples)}
     assert len(keys) == 12 and not keys & held_out
@@ -154,17 +129,17 @@ def test_folds_that_cannot_be_meant_are_told_in_one_message(
 
 
 def test_a_run_is_judged_on_other_sets_as_they_are(sets: Path, tmp_path: Path) -> None:
-    config = checked(tmp_path, sets, {"fold": 1}, evaluate={"set": "plain"})
-    assert config.judge == config.evaluate
-    assert config.inputs()["evaluate.set"] == Manifest.load(sets / "plain").digest
+    made = checked(tmp_path, sets, {"fold": 1}, evaluate={"set": "plain"})
+    assert made.judge == made.evaluate
+    assert made.inputs()["evaluate.set"] == Manifest.load(sets / "plain").digest
 
 
 def test_a_fold_is_part_of_what_a_run_is_and_none_leaves_runs_as_they_were(sets: Path, tmp_path: Path) -> None:
     judge = {"set": "folded", "every_steps": 1}
     folded = [checked(tmp_path, sets, {"fold": fold}, evaluate=judge) for fold in range(FOLDS)]
-    assert len({configs.identity(config, {}) for config in folded}) == FOLDS
-    assert len({configs.identity(config, config.inputs()) for config in folded}) == FOLDS
-    assert len({digest_of(config.judge, sets) for config in folded}) == FOLDS, "halving compares within a fold"
+    assert len({configs.identity(one, {}) for one in folded}) == FOLDS
+    assert len({configs.identity(one, one.inputs()) for one in folded}) == FOLDS
+    assert len({digest_of(one.judge, sets) for one in folded}) == FOLDS, "halving compares within a fold"
     plain = checked(tmp_path, sets, {}, evaluate={"set": "plain"})
     written = frozen_values(plain)
     assert "fold" not in written["data"] and "fold" not in written["evaluate"], "as older code wrote it"
@@ -176,7 +151,7 @@ def test_a_fold_is_part_of_what_a_run_is_and_none_leaves_runs_as_they_were(sets:
 
 def test_a_wrong_fold_is_told_without_torch(sets: Path, tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
-    file.write_text(yaml.safe_dump(values_of(tmp_path, sets, {"fold": 7})))
+    file.write_text(yaml.safe_dump(config(tmp_path, sets, **of_folds({"fold": 7}))))
     code = (
         "import sys; from jobs import job; from retrieval_train import config as c\n"
         f"try: job.check(c.read(__import__('pathlib').Path({str(file)!r})), where='it')\n"

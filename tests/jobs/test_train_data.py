@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,11 @@ from retrieval_train.tracking import Config as Tracking
 from retrieval_train.tracking import open_tracker
 from retrieval_train.world import World
 from shards.manifest import Manifest, Sample
+from tests.jobs.conftest import one_rank
 from tests.processes import run_ranks
 from tests.retrieval_train.data.conftest import make_sets
 
+pytestmark = pytest.mark.usefixtures("one_process")
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"name": "timm", "model": "test_vit", "image_px": 16, "weights": "none", "blocks": 1}
 HEAD = {"name": "arcface", "margin": 0.1, "scale": 16}
@@ -56,23 +57,6 @@ GROWING = {"resolutions": [{"until": 0.5, "px": 16}, {"until": 1.0, "px": 32}]}
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """See make_sets."""
     return make_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run of one rank in this process changes is put back."""
-    threads = torch.get_num_threads()
-    one_rank(monkeypatch)
-    yield
-    torch.set_num_threads(threads)
-
-
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
 
 def config(root: Path, sets: Path, **more: Any) -> dict[str, Any]:

@@ -89,6 +89,15 @@ class Repo:
         return Repo(path, self.env)
 
 
+def program(folder: Path, name: str, does: str) -> Path:
+    """A shell script in `folder`/bin, in the place of one of SLURM's programs."""
+    file = folder / "bin" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{does}\n")
+    file.chmod(0o755)
+    return file
+
+
 @dataclass(frozen=True)
 class Ended:
     code: int

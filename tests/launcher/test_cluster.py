@@ -17,7 +17,7 @@ from launcher.clusters.cluster import Cluster, NoAnswer, Node
 from launcher.clusters.environment import Container, Environment, quoted
 from retrieval_train import config as configs
 from retrieval_train.config import ConfigError
-from tests.launcher.conftest import ROOT
+from tests.launcher.conftest import ROOT, program
 
 # in SLURM's own words (22.05)
 SINFO = "main*|64|gpu:a100:8(S:0-1)\nmain*|32|gpu:a100:4,nvme:2\nbig|96|gpu:8\nplain|8|(null)\n"
@@ -46,10 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sinfo": f"exec /bin/cat {shlex.quote(str(tmp_path / 'sinfo.out'))}",
         "scontrol": f'{scontrol}[ "$1" = ping ] || exec /bin/cat {shlex.quote(str(tmp_path))}/"$last"',
     }
-    (tmp_path / "bin").mkdir()
     for name, text in programs.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+        program(tmp_path, name, text)
     (tmp_path / "cluster").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(clusters, "_FOLDER", tmp_path / "cluster")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 import jobs
 from launcher import submit
 from launcher.clusters import cluster
-from tests.launcher.conftest import CONFIG
+from tests.launcher.conftest import CONFIG, program
 
 
 @pytest.fixture
@@ -23,13 +22,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noop.yaml").write_text(CONFIG)
     return tmp_path
-
-
-def tool(here: Path, name: str, text: str) -> None:
-    """A program of that name on the PATH."""
-    path = here / "bin" / name
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 OURS = "config=noop.yaml"
@@ -99,8 +91,8 @@ def test_a_real_folder_under_the_name_of_the_link_is_left_alone(here: Path, caps
 
 
 def test_sbatch_without_a_live_controller_is_no_slurm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tool(here, "sbatch", "exit 1")
-    tool(here, "scontrol", "echo 'scontrol: fatal: no configuration' >&2; exit 1")
+    program(here, "sbatch", "exit 1")
+    program(here, "scontrol", "echo 'scontrol: fatal: no configuration' >&2; exit 1")
     assert exit_code([OURS, "--nodes", "2"]) == 2
     assert "none here (its controller does not answer: scontrol: fatal: no configuration)" in capsys.readouterr().err
     assert exit_code([OURS, "--dry-run"]) == 0
@@ -108,16 +100,16 @@ def test_sbatch_without_a_live_controller_is_no_slurm(here: Path, capsys: pytest
 
 
 def test_a_controller_that_hangs_is_not_waited_for(here: Path) -> None:
-    tool(here, "sbatch", "exit 1")
-    tool(here, "scontrol", "/bin/sleep 60; /bin/true")
+    program(here, "sbatch", "exit 1")
+    program(here, "scontrol", "/bin/sleep 60; /bin/true")
     assert cluster.why_no_slurm(timeout_s=0.3) == (
         "its controller does not answer: `scontrol ping` took more than 0.3 s"
     )
 
 
 def test_a_controller_that_is_down_is_told_in_its_own_words(here: Path) -> None:
-    tool(here, "sbatch", "exit 1")
-    tool(here, "scontrol", "echo 'Slurmctld(primary) at head is DOWN'")
+    program(here, "sbatch", "exit 1")
+    program(here, "scontrol", "echo 'Slurmctld(primary) at head is DOWN'")
     assert cluster.why_no_slurm() == "its controller does not answer: Slurmctld(primary) at head is DOWN"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.starts import slurm_job
+from tests.launcher.conftest import program
 
 CASES = {
     "taken at once": (["RUNNING"], "exit 0", "", 1),
@@ -26,14 +27,8 @@ def test_a_job_that_waits_is_queued_again_and_one_that_was_cancelled_stays_so(
 ) -> None:
     """`states` are squeue's answers in turn, `scontrol` is how a requeue ends."""
     (tmp_path / "states").write_text("".join(f"{state}|None\n" for state in states))
-    programs = {
-        "squeue": f"cd '{tmp_path}'; head -n 1 states; sed -i 1d states",
-        "scontrol": f"echo asked >> '{tmp_path}/asked'; {scontrol}",
-    }
-    (tmp_path / "bin").mkdir()
-    for name, does in programs.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+    program(tmp_path, "squeue", f"cd '{tmp_path}'; head -n 1 states; sed -i 1d states")
+    program(tmp_path, "scontrol", f"echo asked >> '{tmp_path}/asked'; {scontrol}")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert slurm_job.requeue("7") == instead
     told = tmp_path / "asked"

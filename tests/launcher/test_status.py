@@ -21,7 +21,7 @@ from launcher.starts.bad_nodes import Incident
 from launcher.ticket import SlurmTicket, write
 from retrieval_train.config import Section
 from retrieval_train.rundir import read_json, write_json
-from tests.launcher.conftest import ROOT, Repo
+from tests.launcher.conftest import ROOT, Repo, program
 from tests.launcher.runs import give_steps, make_run, worked_on
 
 
@@ -39,11 +39,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake_squeue(folder: Path, answer: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A SLURM that answers so, on the PATH; the file that its calls are written to."""
     calls = folder / "calls"
-    (folder / "bin").mkdir()
     (folder / "answer").write_text(answer)
-    script = folder / "bin/squeue"
-    script.write_text(f"#!/bin/sh\necho \"$*\" >> '{calls}'\n/bin/cat '{folder}/answer'\n")
-    script.chmod(0o755)
+    program(folder, "squeue", f"echo \"$*\" >> '{calls}'\n/bin/cat '{folder}/answer'")
     monkeypatch.setenv("PATH", str(folder / "bin"))
     return calls
 
@@ -252,9 +249,7 @@ def test_cancel_by_the_name_of_a_sweep_ends_what_waits_there_without_a_run_folde
     calls = fake_squeue(
         tmp_path, "7|RUNNING|None|n1|N/A\n8_5|PENDING|Dependency||N/A\n8_4|COMPLETED|None||N/A\n", monkeypatch
     )
-    scancel = tmp_path / "bin/scancel"
-    scancel.write_text(f"#!/bin/sh\necho scancel $1 >> '{calls}'\n[ $1 != 7 ] || : > '{tmp_path}/answer'\n")
-    scancel.chmod(0o755)
+    program(tmp_path, "scancel", f"echo scancel $1 >> '{calls}'\n[ $1 != 7 ] || : > '{tmp_path}/answer'")
     assert status.main(["cancel", "margin"]) == 0
     assert [line for line in calls.read_text().splitlines() if "scancel" in line] == ["scancel 8_5", "scancel 7"]
     assert (run.state, attempts.read(run)[-1].kind) == ("failed", "cancelled")
@@ -281,10 +276,9 @@ def test_whether_a_run_can_be_queued_again_is_told_by_slurm_and_not_by_its_state
 ) -> None:
     write(make_run(home, "a-12345678", state), SlurmTicket("7"))
     calls = fake_squeue(tmp_path, f"7|{job}|None|n1|N/A\n", monkeypatch)
-    squeue, scancel = tmp_path / "bin/squeue", tmp_path / "bin/scancel"
+    squeue = tmp_path / "bin/squeue"
     squeue.write_text(squeue.read_text().replace("/bin/cat", f'[ "$2" != -s ] || {{ echo {steps}; exit; }}\n/bin/cat'))
-    scancel.write_text(f"#!/bin/sh\necho scancel $* >> '{calls}'\n")
-    scancel.chmod(0o755)
+    program(tmp_path, "scancel", f"echo scancel $* >> '{calls}'")
     assert status.main(["requeue", "a-12345678"]) == (2 if told else 0)
     assert told in capsys.readouterr().err
     assert ("scancel --signal=USR2 7" in calls.read_text()) == (not told)
