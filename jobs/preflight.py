@@ -66,7 +66,7 @@ class Preflight:
         planned = read_json(self._run.plan).get("gpus_per_node", 0) if self._run.plan.is_file() else 0
         checks = judge([Facts.of(one) for one in told], device=device, gpus_per_node=planned)
         self._note(checks, meeting.rank, began)
-        self._refuse()
+        _refuse(checks)
 
     def exchange(self, world: Group) -> None:
         """Measure the way from node to node. Raises BadNode for one that is not reached."""
@@ -104,16 +104,6 @@ class Preflight:
             with contextlib.suppress(OSError):  # a full disk is one of the checks
                 write_json(self._run.preflight, self._said | {"checks": [asdict(one) for one in self._checks]})
 
-    def _refuse(self) -> None:
-        errors = [check for check in self._checks if check.level == "error"]
-        if not errors:
-            return
-        words = "pre-flight: " + "\n".join(check.words for check in errors)
-        nodes = [node for check in errors for node in check.nodes]
-        if not nodes:  # on other nodes it would be the same
-            raise ValueError(words)
-        raise BadNode(words, nodes=nodes)
-
 
 def tell_problem(error: Exception, *, nodes: Sequence[str]) -> None:
     """For a rank that cannot read the run's config: the others learn of it in `Preflight.look`, as of what it found.
@@ -127,7 +117,7 @@ def tell_problem(error: Exception, *, nodes: Sequence[str]) -> None:
     told = [Facts.of(one) for one in meeting.every(_FACTS, asdict(facts), limit_s=_SAID_WITH_GPU_S)]
     with_it = _nodes(told, lambda one: _CONFIG in one.problems)
     if len(with_it) < len(_nodes(told)):
-        raise BadNode("pre-flight: " + "\n".join(check.words for check in _problems(told)), nodes=with_it)
+        _refuse(_problems(told))
 
 
 def _facts(config: JobConfig, meeting: Meeting) -> Facts:
@@ -169,6 +159,18 @@ def node_names() -> list[str]:
 
 
 # --- what follows from it
+
+
+def _refuse(checks: Sequence[Check]) -> None:
+    """Raises BadNode for what is wrong with some nodes, ValueError for what is the user's to correct."""
+    errors = [check for check in checks if check.level == "error"]
+    if not errors:
+        return
+    words = "pre-flight: " + "\n".join(check.words for check in errors)
+    nodes = [node for check in errors for node in check.nodes]
+    if not nodes:  # on other nodes it would be the same
+        raise ValueError(words)
+    raise BadNode(words, nodes=nodes)
 
 
 def judge(ranks: Sequence[Facts], *, device: Literal["auto", "cpu", "cuda"], gpus_per_node: int = 0) -> list[Check]:

@@ -62,9 +62,8 @@ def measure(world: Group, *, limit_s: float = 10) -> Exchange:
     x = torch.ones(mb * 250_000, device=world.device)
     with world.impatient(limit_s) as group:
         if world.device.type == "cuda":  # a failure breaks NCCL for all pairs: it is found, but not whose it is
-            alone = world.rank
             swaps_RW = in_rounds(
-                "swap of GPUs", lambda peer: _seconds(lambda: group.swap(x, peer)) if peer != alone else 0.0
+                "swap of GPUs", lambda peer: _seconds(lambda: group.swap(x, peer)) if peer != world.rank else 0.0
             )
         sum_s = meeting.every("sum", _seconds(lambda: group.sum_within(x)), limit_s=patience_s)
     if _FAILED in sum_s:

@@ -44,7 +44,7 @@ class Meeting:
 
         Raises BadNode that names those that did not come within `limit_s`.
         """
-        self._store, self.rank, self.size = store, rank, size
+        self.store, self.rank, self.size = store, rank, size
         planned = _planned(names, size)
         first = planned[0] or "rank 0's node"
         came = self._ask("hello", planned[rank] or socket.gethostname(), limit_s=limit_s, first=first)
@@ -95,12 +95,12 @@ class Meeting:
         keys_W = [f"{about}/{rank}" for rank in range(self.size)]
         answer = f"{about}/all"
         try:
-            self._store.set(keys_W[self.rank], json.dumps(value))
+            self.store.set(keys_W[self.rank], json.dumps(value))
             if self.rank == 0:
-                self._store.set(answer, json.dumps(self._gathered(keys_W, limit_s)))
+                self.store.set(answer, json.dumps(self._gathered(keys_W, limit_s)))
             else:
-                self._store.wait([answer], datetime.timedelta(seconds=LONGER * limit_s))
-            told_W: list[Any | None] = json.loads(self._store.get(answer))
+                self.store.wait([answer], datetime.timedelta(seconds=LONGER * limit_s))
+            told_W: list[Any | None] = json.loads(self.store.get(answer))
         except RuntimeError as error:
             # where rank 0 failed, it has told why before it left
             words = f"rank {self.rank} waits in vain for rank 0 on {first} to answer ('{about}'): {first_line(error)}"
@@ -109,8 +109,8 @@ class Meeting:
 
     def _gathered(self, keys: list[str], limit_s: float) -> list[Any | None]:
         with contextlib.suppress(RuntimeError):  # who is missing is seen below
-            self._store.wait(keys, datetime.timedelta(seconds=limit_s))
-        return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+            self.store.wait(keys, datetime.timedelta(seconds=limit_s))
+        return [json.loads(self.store.get(key)) if self.store.check([key]) else None for key in keys]
 
 
 def first_line(error: BaseException) -> str:

@@ -253,7 +253,7 @@ def open_world(
     Raises BadNode that names who did not come, ValueError when `device` is cuda and there is no GPU.
     """
     with _variables():
-        store, meeting = _meet(join_min, nodes)
+        meeting = meet(join_min=join_min, nodes=nodes)
         if look is not None:
             look(meeting)
         mine = _device(device, int(os.environ["LOCAL_RANK"]))
@@ -263,7 +263,7 @@ def open_world(
         else:
             os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed takes a GPU where there is one
         timeout = datetime.timedelta(minutes=timeout_min)
-        _connect(store, meeting, mine, timeout)
+        _connect(meeting, mine, timeout)
         try:
             yield Group(mine, timeout=timeout, meeting=meeting)
         finally:
@@ -271,14 +271,13 @@ def open_world(
 
 
 def meet(*, join_min: float = 10, nodes: Sequence[str] = ()) -> Meeting:
-    """All ranks, for a rank that will not come to open_world and tells the others why. Raises BadNode as open_world does."""
-    return _meet(join_min, nodes)[1]
+    """All ranks, as open_world begins; for a rank that will go no further, and tells the others why.
 
-
-def _meet(join_min: float, nodes: Sequence[str]) -> tuple[Any, Meeting]:
+    Raises BadNode that names who did not come.
+    """
     store = _store(60 * join_min, nodes)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return store, Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
+    return Meeting(store, rank, size, limit_s=60 * join_min, names=nodes)
 
 
 def _store(limit_s: float, nodes: Sequence[str]) -> Any:
@@ -300,8 +299,9 @@ def _store(limit_s: float, nodes: Sequence[str]) -> Any:
     return of_attempt(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _connect(store: Any, meeting: Meeting, device: torch.device, timeout: datetime.timedelta) -> None:
+def _connect(meeting: Meeting, device: torch.device, timeout: datetime.timedelta) -> None:
     """Make the default group. Connecting has a short limit: it fails where nodes cannot reach each other."""
+    store: Any = meeting.store
     try:
         torch.distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
