@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +30,8 @@ from shards.errors import ShardError, did_you_mean
 from shards.key import key_hash
 from shards.npy import read_rows
 from shards.record import ROLES, SPLITS, part_of
+from shards.sample import Sample, last_byte, parse_sample, read_sample, span_of, spans_of
 from shards.stated import refuse_malformed
-from shards.ustar import BLOCK, padding, parse_header
 
 __all__ = [
     "LABELS",
@@ -100,16 +100,6 @@ class Shard:
     def labels(self) -> str:
         """Name of the file with the labels of samples that have several."""
         return f"{self.file.removesuffix('.tar')}.labels.npy"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image as it lies in a tar."""
-
-    key: str
-    image: bytes
-    meta: dict[str, Any]
-    """The json: label (or labels), domain, group, split, role, source, extra, and box where there is one."""
 
 
 @dataclass(frozen=True)
@@ -264,61 +254,6 @@ class Manifest:
         if hashlib.sha256(raw).hexdigest() != self.about["classes"][name]:
             raise ShardError(f"{path}: changed after the set was made; class ids would be wrong, make the set again")
         return raw.decode("utf-8", "surrogateescape")
-
-
-def read_sample(file: BinaryIO, row: np.void) -> Sample:
-    """The sample that a sidecar row points to, from an open tar; verified by the header in front of it.
-
-    One seek and one read: the json follows its image.
-    """
-    start, num_bytes = span_of(row)
-    file.seek(start)
-    return parse_sample(file.read(num_bytes), row, Path(getattr(file, "name", "shard")).name)
-
-
-def span_of(row: np.void) -> tuple[int, int]:
-    """First byte and number of bytes of a sample in its tar, from the image's header to the end of the json; (0, 0)
-    where the row states what no sample can be."""
-    image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
-    json_at, json_end = int(row["json_at"]), int(row["json_at"]) + int(row["json_bytes"])
-    start = max(image_at - BLOCK, 0)
-    is_possible = json_at == image_at + num_bytes + padding(num_bytes) + BLOCK and json_end < 2**63
-    return (start, json_end - start) if is_possible else (0, 0)
-
-
-def spans_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First byte of each of these samples, and the byte behind its last; no more than span_of for rows that are sound."""
-    return np.maximum(rows["image_at"], BLOCK) - np.uint64(BLOCK), rows["json_at"] + rows["json_bytes"]
-
-
-def parse_sample(span: bytes, row: np.void, file: str) -> Sample:
-    """The sample whose bytes, see span_of, are given; ShardError that names the tar where they are another's."""
-    image_at, num_bytes = int(row["image_at"]), int(row["image_bytes"])
-    start, length = span_of(row)
-    header = parse_header(span[:BLOCK])
-    key = header[0].rpartition(".")[0] if header else ""
-    meta = parse_json(span[int(row["json_at"]) - start :]) if length and len(span) == length else None
-    if not header or header[1] != num_bytes or key_hash(key) != int(row["key_hash"]) or meta is None:
-        found = f"{header[0]} of {header[1]} bytes{'' if meta else ' without its json'}" if header else "no tar header"
-        raise ShardError(
-            f"{file}: expected an image of {num_bytes} bytes at byte {image_at}, found {found}; "
-            "tar and sidecar do not belong together, run `shards check` on the set"
-        )
-    return Sample(key, span[BLOCK : BLOCK + num_bytes], meta)
-
-
-def parse_json(raw: bytes) -> dict[str, Any] | None:
-    """The object, or None where the bytes hold none."""
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def last_byte(rows: np.ndarray) -> int:
-    """Where the last sample's json ends; 0 without samples."""
-    return int(rows["json_at"][-1]) + int(rows["json_bytes"][-1]) if len(rows) else 0
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from shards.checking.schema import Meta, find_mistyped, hash_of, labels_of
 from shards.checking.walk import Broken, Found, walk_samples
 from shards.classes import Classes
 from shards.errors import ShardError
-from shards.manifest import LABELS, SIDECAR, Manifest, parse_json
+from shards.manifest import LABELS, SIDECAR, Manifest
+from shards.sample import parse_json
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 from shards.checking.walk import Found
 from shards.images.imaging import prepare
 from shards.key import encode_domain, key_hash
-from shards.manifest import Shard, parse_json
+from shards.manifest import Shard
 from shards.record import Unreadable
+from shards.sample import parse_json
 
 KEY = re.compile(r"[A-Za-z0-9_%-]+/[A-Za-z0-9_%-]+")
 TEXTS, OPTIONAL_TEXTS = ("domain", "split", "role", "source"), ("label", "group")
