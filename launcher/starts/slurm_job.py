@@ -51,14 +51,40 @@ def how_the_last_start_ended(job_id: str, nodes: Sequence[str], begun: float) ->
         lines = ask(["sacct", "-X", "-D", "-n", "-P", "-j", job_id, "-o", "State"]).splitlines()
         ended = [line.split()[0] for line in lines if line.strip() and line.split()[0] not in ("RUNNING", "PENDING")]
         state = ended[-1] if ended else ""
-    lost: list[str] = []
+    lost = _away(nodes, begun) | _was_down(nodes, begun)
+    return state, tuple(node for node in nodes if node in lost)
+
+
+def _away(nodes: Sequence[str], begun: float) -> set[str]:
+    """The nodes that are gone, or have booted since."""
+    found: set[str] = set()
     with contextlib.suppress(NoAnswer):
         for line in ask(["scontrol", "-o", "show", "node", ",".join(nodes)]).splitlines():
             about = dict(word.partition("=")[::2] for word in line.split())
             words = about.get("State", "")
             if _GONE & set(re.split(r"[+*]+", words)) or words.endswith("*") or _booted(about) > begun:
-                lost.append(about["NodeName"])
-    return state, tuple(lost)
+                found.add(about["NodeName"])
+    return found
+
+
+def _was_down(nodes: Sequence[str], begun: float) -> set[str]:
+    """The nodes that accounting has seen down since, also where they came back without a boot: a cable, a daemon."""
+    since = datetime.datetime.fromtimestamp(begun).isoformat(timespec="seconds")  # SLURM speaks local time
+    what = (
+        "show",
+        "event",
+        "event=node",
+        f"nodes={','.join(nodes)}",
+        f"start={since}",
+        "format=NodeName,TimeStart,State",
+    )
+    found: set[str] = set()
+    with contextlib.suppress(NoAnswer):
+        for line in ask(["sacctmgr", "-n", "-P", *what]).splitlines():
+            node, start, state = line.split("|")
+            if start >= since and state.startswith("DOWN"):
+                found.add(node)
+    return found
 
 
 def _booted(about: Mapping[str, str]) -> float:

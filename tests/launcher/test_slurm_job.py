@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,25 @@ def test_a_job_that_waits_is_queued_again_and_one_that_was_cancelled_stays_so(
     assert slurm_job.requeue("7") == instead
     told = tmp_path / "asked"
     assert (len(told.read_text().splitlines()) if told.exists() else 0) == asked
+
+
+EVENTS = {
+    "no": ("", ()),
+    "away for a while": ("n2|2026-11-23T10:00:20|DOWN*\n", ("n2",)),
+    "two": ("n3|2026-11-23T10:00:20|DOWN\nn2|2026-11-23T10:00:20|DOWN*\n", ("n2", "n3")),
+    "before this start": ("n2|2026-11-23T09:00:00|DOWN*\n", ()),
+    "drained by its admin": ("n2|2026-11-23T10:00:20|DRAIN\n", ()),
+}
+
+
+@pytest.mark.parametrize(("events", "lost"), EVENTS.values(), ids=EVENTS)
+def test_a_node_that_is_back_already_is_found_lost_by_the_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: str, lost: tuple[str, ...]
+) -> None:
+    """A node that had no boot meanwhile tells nothing itself."""
+    begun = datetime.fromisoformat("2026-11-23T10:00:00").timestamp()
+    program(tmp_path, "sacct", "printf 'NODE_FAIL\\nRUNNING\\n'")
+    program(tmp_path, "scontrol", "echo 'NodeName=n2 State=ALLOCATED BootTime=2026-11-01T00:00:00'")
+    program(tmp_path, "sacctmgr", f"printf '%s' '{events}'")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert slurm_job.how_the_last_start_ended("7", ("n1", "n2", "n3"), begun) == ("NODE_FAIL", lost)
