@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,15 @@ class Cluster(Environment):
 
 
 class NoAnswer(Exception):
-    """SLURM said no, or nothing in time; the text is its own words where it had some."""
+    """SLURM said no, or nothing in time; the text is its own last words where it had some, `said` all of them."""
+
+    def __init__(self, words: str, said: str = "") -> None:
+        super().__init__(words)
+        self.said = said
+
+
+class TooLate(NoAnswer):
+    """It said nothing in time."""
 
 
 def names() -> list[str]:
@@ -132,15 +141,28 @@ def _gpus_of_the_machine() -> list[str]:
 # --- SLURM
 
 
-def why_no_slurm(*, timeout_s: float = 5.0) -> str | None:
-    """None where a SLURM answers, else the reason why there is none."""
+def why_no_slurm(*, timeout_s: float = 10.0, patience_s: float = 15.0) -> str | None:
+    """None where a SLURM answers, else the reason why there is none.
+
+    Raises NoAnswer where there is one whose controller is silent, and asked again for `patience_s`: a run must not begin
+    on a login node because a controller was busy.
+    """
     if shutil.which("sbatch") is None:
         return "no sbatch on PATH"
-    try:
-        answer = ask(["scontrol", "ping"], timeout_s=timeout_s)
-    except NoAnswer as error:
-        return f"its controller does not answer: {error}"
-    return None if " UP" in answer else f"its controller does not answer: {answer.strip()}"
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            said, silence = ask(["scontrol", "ping"], timeout_s=timeout_s), None
+        except NoAnswer as error:
+            said, silence = error.said, error
+        controllers = re.findall(r"^Slurmctld\(.*", said, flags=re.MULTILINE)
+        if any(one.endswith(" UP") for one in controllers):
+            return None
+        if not controllers and not isinstance(silence, TooLate):
+            return f"sbatch is there, and knows no controller: {silence or said.strip()}"
+        if time.monotonic() >= until:
+            raise NoAnswer("; ".join(controllers) or str(silence))
+        time.sleep(0.5)
 
 
 @dataclass(frozen=True)
@@ -199,7 +221,7 @@ def ask(command: Sequence[str], *, timeout_s: float = 20.0) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise NoAnswer(f"`{' '.join(command)}` took more than {timeout_s:g} s") from None
+        raise TooLate(f"`{' '.join(command)}` took more than {timeout_s:g} s") from None
     if process.returncode:
-        raise NoAnswer((err.strip() or out.strip()).rpartition("\n")[2] or f"{command[0]} failed")
+        raise NoAnswer((err.strip() or out.strip()).rpartition("\n")[2] or f"{command[0]} failed", out + err)
     return out

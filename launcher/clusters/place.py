@@ -27,10 +27,11 @@ class Place:
 def find_place(options: argparse.Namespace) -> Place:
     """The cluster that the options name, or that fits, and what it has. Raises ConfigError."""
     by_hand: bool = options.print_command
-    no_slurm = None if options.cluster in ("local", "allocation") or by_hand else clusters.why_no_slurm()
+    named = clusters.load(options.cluster) if options.cluster else None
+    no_slurm = None if by_hand or (named and named.scheduler != "slurm") else _why_no_slurm()
     name = options.cluster or ("local" if by_hand else detected(has_slurm=no_slurm is None))
     name = name or ("local" if no_slurm else "slurm")
-    cluster = clusters.load(name)
+    cluster = named or clusters.load(name)
     if cluster.scheduler == "local" or by_hand:
         there = There(cluster=name, node=clusters.this_machine(), no_slurm=no_slurm)
     elif cluster.scheduler == "allocation":
@@ -38,6 +39,16 @@ def find_place(options: argparse.Namespace) -> Place:
     else:
         there = _in_slurm(name, cluster, options, no_slurm)
     return Place(cluster, there, by_hand)
+
+
+def _why_no_slurm() -> str | None:
+    try:
+        return clusters.why_no_slurm()
+    except NoAnswer as error:
+        problem = (
+            f"SLURM's controller does not answer: {error}; submit later, or run on this machine with --cluster local"
+        )
+        raise ConfigError("command line", [("--cluster", problem)]) from error
 
 
 def detected(*, has_slurm: bool) -> str | None:

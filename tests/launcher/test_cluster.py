@@ -40,7 +40,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in answers.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "sinfo.out").write_text(SINFO)
-    scontrol = 'for last; do :; done\ncase "$*" in ping) echo "primary is UP";; *"show job"*) last=job;; esac\n'
+    is_up = 'ping) echo "Slurmctld(primary) at head is UP"'
+    scontrol = f'for last; do :; done\ncase "$*" in {is_up};; *"show job"*) last=job;; esac\n'
     programs = {
         "sbatch": "exit 1",
         "sinfo": f"exec /bin/cat {shlex.quote(str(tmp_path / 'sinfo.out'))}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,27 +91,46 @@ def test_a_real_folder_under_the_name_of_the_link_is_left_alone(here: Path, caps
     assert list((here / "runs").iterdir()) == [here / "runs/it"]
 
 
-def test_sbatch_without_a_live_controller_is_no_slurm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sbatch_that_knows_no_controller_is_no_slurm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program(here, "sbatch", "exit 1")
     program(here, "scontrol", "echo 'scontrol: fatal: no configuration' >&2; exit 1")
     assert exit_code([OURS, "--nodes", "2"]) == 2
-    assert "none here (its controller does not answer: scontrol: fatal: no configuration)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "none here (sbatch is there, and knows no controller: scontrol: fatal: no configuration)" in told
     assert exit_code([OURS, "--dry-run"]) == 0
     assert "local (this machine)" in capsys.readouterr().out
 
 
-def test_a_controller_that_hangs_is_not_waited_for(here: Path) -> None:
-    program(here, "sbatch", "exit 1")
-    program(here, "scontrol", "/bin/sleep 60; /bin/true")
-    assert cluster.why_no_slurm(timeout_s=0.3) == (
-        "its controller does not answer: `scontrol ping` took more than 0.3 s"
-    )
+DOWN = "echo 'Slurmctld(primary) at head is DOWN'; echo '** RESTORE SLURMCTLD **'; exit 1"
+SILENT = {
+    "down": (DOWN, "Slurmctld(primary) at head is DOWN"),
+    "busy": ("/bin/sleep 60; /bin/true", "`scontrol ping` took more than 0.3 s"),
+}
 
 
-def test_a_controller_that_is_down_is_told_in_its_own_words(here: Path) -> None:
+@pytest.mark.parametrize(("scontrol", "words"), SILENT.values(), ids=SILENT)
+def test_a_run_does_not_begin_on_the_login_node_because_the_controller_is_silent(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scontrol: str,
+    words: str,
+) -> None:
     program(here, "sbatch", "exit 1")
-    program(here, "scontrol", "echo 'Slurmctld(primary) at head is DOWN'")
-    assert cluster.why_no_slurm() == "its controller does not answer: Slurmctld(primary) at head is DOWN"
+    program(here, "scontrol", scontrol)
+    quick = partial(cluster.why_no_slurm, timeout_s=0.3, patience_s=0)
+    monkeypatch.setattr(cluster, "why_no_slurm", quick)
+    assert exit_code([OURS]) == 2
+    assert f"SLURM's controller does not answer: {words}; submit later, or run on" in capsys.readouterr().err
+    assert exit_code([OURS, "--cluster", "local", "--dry-run"]) == 0
+    assert "local (this machine)" in capsys.readouterr().out
+
+
+def test_a_controller_that_is_back_in_a_moment_is_asked_again(here: Path) -> None:
+    program(here, "sbatch", "exit 1")
+    once = f"if [ ! -e '{here}/asked' ]; then > '{here}/asked'; {DOWN}; fi"
+    program(here, "scontrol", f"{once}; echo 'Slurmctld(primary) at head is UP'")
+    assert cluster.why_no_slurm() is None
 
 
 def test_a_mistake_in_a_clusters_file_names_the_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,21 +59,27 @@ def test_a_preempted_run_is_queued_again_and_waits_for_its_turn(patient: Patient
     assert run.state == "done"
 
 
+@pytest.mark.parametrize("is_back", [False, True], ids=["still away", "back already"])
 def test_a_lost_first_node_takes_the_supervisor_along_and_the_next_start_finds_out(
-    patient: Patient, cluster: Slurm
+    patient: Patient, cluster: Slurm, is_back: bool
 ) -> None:
-    run = patient.submit("crash", "--nodes", "2", "--exclude", "n3,n4")
+    name = f"crash-{is_back}"
+    run = patient.submit(name, "--nodes", "2", "--exclude", "n3,n4")
     patient.wait_for_start(run, 0, rank=1)
     cluster.crash("n1")
     wait_until(lambda: cluster.states(job_of(run)) == ["PENDING"], timeout_s=60)
-    cluster.tell("scontrol", "update", f"JobId={job_of(run)}", "ExcNodeList=n4")
-    patient.end("crash")
+    if is_back:
+        cluster.mend()
+    else:
+        cluster.tell("scontrol", "update", f"JobId={job_of(run)}", "ExcNodeList=n4")
+    patient.end(name)
     first, second = wait_for_end(run, starts=2)
     assert (first.kind, first.queued_again, first.at_fault, first.words) == ("node_failure", True, ("n1",), "lost n1")
-    assert (second.kind, second.nodes) == ("done", ("n2", "n3"))
+    assert (second.kind, second.nodes) == ("done", ("n1", "n2") if is_back else ("n2", "n3"))
     (incident,) = bad_nodes.read(run.path.parent)["n1"]
     assert (incident.run, incident.kind) == (run.path.name, "node_failure")
     assert "n1" in patient.repo.status("nodes").out
+    assert patient.repo.status("nodes", "--forget", "n1").code == 0
 
 
 def test_a_node_that_is_gone_before_slurm_knows_is_left_out_after_two_tries(patient: Patient, cluster: Slurm) -> None:
