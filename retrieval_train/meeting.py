@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
+_READ_WITHIN_S = 5.0
 LONGER = 1.25  # times rank 0's limit, for those who wait for its answer: it knows more, and is to speak first
 
 
@@ -97,10 +98,14 @@ class Meeting:
         try:
             self.store.set(keys_W[self.rank], json.dumps(value))
             if self.rank == 0:
-                self.store.set(answer, json.dumps(self._gathered(keys_W, limit_s)))
+                told_W: list[Any | None] = self._gathered(keys_W, limit_s)
+                self.store.set(answer, json.dumps(told_W))
+                self._until_read(answer, [rank for rank, told in enumerate(told_W) if told is not None])
             else:
                 self.store.wait([answer], datetime.timedelta(seconds=LONGER * limit_s))
-            told_W: list[Any | None] = json.loads(self.store.get(answer))
+                told_W = json.loads(self.store.get(answer))
+                with contextlib.suppress(RuntimeError):  # rank 0 does not wait for long
+                    self.store.set(f"{answer}/{self.rank}", "read")
         except RuntimeError as error:
             # where rank 0 failed, it has told why before it left
             words = f"rank {self.rank} waits in vain for rank 0 on {first} to answer ('{about}'): {first_line(error)}"
@@ -111,6 +116,12 @@ class Meeting:
         with contextlib.suppress(RuntimeError):  # who is missing is seen below
             self.store.wait(keys, datetime.timedelta(seconds=limit_s))
         return [json.loads(self.store.get(key)) if self.store.check([key]) else None for key in keys]
+
+    def _until_read(self, answer: str, ranks: Sequence[int]) -> None:
+        """Rank 0 may leave next, and its store with it: who has not read by then would blame rank 0's node."""
+        with contextlib.suppress(RuntimeError):  # somebody died since
+            read = [f"{answer}/{rank}" for rank in ranks if rank != 0]
+            self.store.wait(read, datetime.timedelta(seconds=_READ_WITHIN_S))
 
 
 def first_line(error: BaseException) -> str:

@@ -85,6 +85,19 @@ def test_a_rank_that_does_not_come_or_falls_silent_is_named_within_its_limit() -
         assert told[1] == ("n2",) and told[2] < 5
 
 
+def short_meetings(world: Group) -> list[list[int]]:
+    """Of which rank 0 goes, and takes its store along, as soon as it knows all."""
+    told = []
+    for _ in range(20):
+        at_a_new_port(world)
+        told.append(Meeting(_store(30, []), world.rank, world.size, limit_s=30).every("rank", world.rank, limit_s=9))
+    return told
+
+
+def test_all_have_read_the_answer_before_rank_0_goes() -> None:
+    assert run_ranks(short_meetings, 3) == [[[0, 1, 2]] * 20] * 3
+
+
 def of_two_attempts(world: Group) -> list[list[Any]]:
     """A store that outlives an attempt, as torchrun's agent's does."""
     at_a_new_port(world)
