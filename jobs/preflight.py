@@ -113,8 +113,12 @@ def tell_problem(error: Exception, *, nodes: Sequence[str]) -> None:
     from retrieval_train.world import meet
 
     meeting = meet(nodes=nodes)
-    facts = Facts(meeting.node, meeting.began, problems={_CONFIG: " ".join(str(error).split())})
-    told = [Facts.of(one) for one in meeting.every(_FACTS, asdict(facts), limit_s=_SAID_WITH_GPU_S)]
+    words = " ".join(str(error).split())
+    facts = Facts(meeting.node, meeting.began, problems={_CONFIG: words})
+    try:
+        told = [Facts.of(one) for one in meeting.every(_FACTS, asdict(facts), limit_s=_SAID_WITH_GPU_S)]
+    except BadNode:  # with run.preflight=false those who could read it say nothing, and go on
+        raise BadNode(f"{meeting.node}: {_CONFIG} cannot be looked at: {words}", nodes=(meeting.node,)) from error
     with_it = _nodes(told, lambda one: _CONFIG in one.problems)
     if len(with_it) < len(_nodes(told)):
         _refuse(_problems(told))

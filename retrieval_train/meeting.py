@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
-_READ_WITHIN_S = 5.0
 LONGER = 1.25  # times rank 0's limit, for those who wait for its answer: it knows more, and is to speak first
+_READ_WITHIN_S = 5.0
 
 
 class BadNode(Exception):
@@ -28,8 +28,17 @@ class BadNode(Exception):
         self.nodes = tuple(dict.fromkeys(nodes))
 
 
+class LostRank(Exception):
+    """Rank 0 is gone, and with it the store. Why, its own words or the scheduler's say: no node is to blame for it yet."""
+
+    failure: ClassVar[str] = "lost_rank"
+
+
 class Store(Protocol):
-    """What is used of torch.distributed's stores; they raise RuntimeError when time is up or rank 0 is gone."""
+    """What is used of torch.distributed's stores.
+
+    They raise RuntimeError: DistStoreError when time is up, DistNetworkError when rank 0 is gone.
+    """
 
     def set(self, key: str, value: str, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
@@ -43,7 +52,7 @@ class Meeting:
     def __init__(self, store: Store, rank: int, size: int, *, limit_s: float, names: Sequence[str] = ()) -> None:
         """Wait for all ranks. `names` are the nodes', in the order of their ranks, where somebody knows them.
 
-        Raises BadNode that names those that did not come within `limit_s`.
+        Raises BadNode that names those that did not come within `limit_s`, or LostRank.
         """
         self.store, self.rank, self.size = store, rank, size
         planned = _planned(names, size)
@@ -78,7 +87,7 @@ class Meeting:
     def every(self, about: str, value: Any, *, limit_s: float) -> list[Any]:
         """Each rank's value (anything of JSON) in rank order. `about` is used once.
 
-        Raises BadNode that names the ranks that said nothing within `limit_s`.
+        Raises BadNode that names the ranks that said nothing within `limit_s`, or LostRank.
         """
         told_W = self._ask(about, value, limit_s=limit_s, first=self.nodes[0])
         silent_R = [rank for rank, told in enumerate(told_W) if told is None]
@@ -94,21 +103,24 @@ class Meeting:
         """Each rank's value; None where none came within the limit, counted from when rank 0 asks."""
         assert value is not None, "None is for those that say nothing"
         keys_W = [f"{about}/{rank}" for rank in range(self.size)]
-        answer = f"{about}/all"
+        asked, answer = f"{about}/asked", f"{about}/all"
         try:
             self.store.set(keys_W[self.rank], json.dumps(value))
             if self.rank == 0:
+                self.store.set(asked, "yes")
                 told_W: list[Any | None] = self._gathered(keys_W, limit_s)
                 self.store.set(answer, json.dumps(told_W))
                 self._until_read(answer, [rank for rank, told in enumerate(told_W) if told is not None])
-            else:
+            else:  # rank 0 may still wait for readers of the last answer; once it has asked, it is to speak first
+                self.store.wait([asked], datetime.timedelta(seconds=limit_s + _READ_WITHIN_S))
                 self.store.wait([answer], datetime.timedelta(seconds=LONGER * limit_s))
                 told_W = json.loads(self.store.get(answer))
                 with contextlib.suppress(RuntimeError):  # rank 0 does not wait for long
                     self.store.set(f"{answer}/{self.rank}", "read")
         except RuntimeError as error:
-            # where rank 0 failed, it has told why before it left
             words = f"rank {self.rank} waits in vain for rank 0 on {first} to answer ('{about}'): {first_line(error)}"
+            if type(error).__name__ == "DistNetworkError":
+                raise LostRank(words) from error
             raise BadNode(words, nodes=(first,)) from error
         return told_W
 

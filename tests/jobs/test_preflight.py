@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs import job
+from jobs import job, preflight
 from jobs.job import JobConfig
 from jobs.preflight import Check, Preflight, judge, node_names
 from retrieval_train import node
@@ -186,6 +186,33 @@ def test_a_node_that_lacks_what_the_others_have_is_at_fault_and_what_all_lack_is
         assert one[0] == "BadNode" and one[2] == ("n2",)
         assert "the run's config and data cannot be looked at: on n2" in one[1] and "no model.json" in one[1]
         assert both[0] == "ConfigError" and "no model.json" in both[1]
+
+
+def without_a_disk_and_unchecked(world: Group, root: Path) -> tuple[str, tuple[str, ...]]:
+    """The second of two nodes finds no model; the first does not ask, for the run's preflight is false."""
+    os.environ |= {
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "RANK": str(world.rank),
+        "WORLD_SIZE": "2",
+    }
+    preflight._SAID_WITH_GPU_S = 0.5
+    at_a_new_port(world)
+    meeting, told = None, ("", ())
+    if world.rank == 0:
+        meeting = meet(nodes=["n1", "n2"])
+    else:
+        with pytest.raises(BadNode) as refused:
+            preflight.tell_problem(FileNotFoundError("no model.json"), nodes=["n1", "n2"])
+        told = str(refused.value), refused.value.nodes
+    world.barrier()
+    del meeting
+    return told
+
+
+def test_a_node_that_nobody_asks_blames_itself(tmp_path: Path) -> None:
+    _, (words, nodes) = run_ranks(without_a_disk_and_unchecked, 2, tmp_path)
+    assert nodes == ("n2",) and words == "n2: the run's config and data cannot be looked at: no model.json"
 
 
 def planned_for_gpus(world: Group, root: Path) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.failure import Failure
 from retrieval_train.exchange import Exchange, measure, refuse_unreached, rounds
-from retrieval_train.meeting import BadNode, Meeting
+from retrieval_train.meeting import BadNode, LostRank, Meeting
 from retrieval_train.world import Group, _store, open_world
 from tests.processes import run_ranks
 
@@ -60,7 +61,11 @@ def meetings(world: Group) -> list[tuple[str, tuple[str, ...], float] | None]:
         found.append(refused(world, enter if world.rank != absent else lambda: None))
     meeting = new_meeting(world, NAMES)
     assert meeting.nodes == NAMES and meeting.every("names", meeting.node, limit_s=9) == NAMES
-    say = lambda: meeting.every("anything", world.rank, limit_s=1)  # noqa: E731
+
+    def say() -> None:
+        time.sleep(0.8 if world.rank == 0 else 0)  # it asks later than others wait, and is not to blame for it
+        meeting.every("anything", world.rank, limit_s=1)
+
     found.append(refused(world, say if world.rank != 1 else lambda: None))
     return found
 
@@ -83,6 +88,26 @@ def test_a_rank_that_does_not_come_or_falls_silent_is_named_within_its_limit() -
         told = of_rank[rank][2]
         assert told is not None and "rank 1 on n2 came, and then said nothing of 'anything' for 1 s" in told[0]
         assert told[1] == ("n2",) and told[2] < 5
+
+
+def without_the_first(world: Group) -> str:
+    """Rank 0 dies, while others wait for what it has to say."""
+    meeting: Meeting | None = new_meeting(world, ["n1", "n2"])
+    if world.rank == 0:
+        meeting = None
+    try:
+        assert meeting is None or meeting.every("anything", 1, limit_s=20)
+        return ""
+    except LostRank as error:
+        return str(error)
+    finally:
+        world.barrier()
+
+
+def test_a_first_rank_that_is_gone_is_lost_and_its_node_not_blamed() -> None:
+    _, words = run_ranks(without_the_first, 2)
+    assert words.startswith("rank 1 waits in vain for rank 0 on n1 to answer ('anything'): ")
+    assert Failure.of(LostRank(words)) == Failure("lost_rank", words)
 
 
 def short_meetings(world: Group) -> list[list[int]]:
