@@ -23,7 +23,7 @@ ENDED: tuple[State, ...] = ("preempted", "failed", "done")
 # SLURM's words for a job that is not over; a requeued one is COMPLETING for a while before it is PENDING again
 ACTIVE = {
     *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"),
-    *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
+    *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
 }
 
 

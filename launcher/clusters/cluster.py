@@ -29,6 +29,7 @@ from retrieval_train.config import ConfigError
 REPO = Path(__file__).resolve().parents[2]
 _FOLDER = REPO / "configs" / "cluster"
 _QUEUE = ("partition", "account", "qos", "mem_gb", "sbatch")
+_FOR_EYES = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _NODES = ("cpus_per_node", "max_nodes")
 
 
@@ -205,9 +206,12 @@ def cancel(job_id: str) -> None:
 
 def ask(command: Sequence[str], *, timeout_s: float = 20.0) -> str:
     """What the command prints. Raises NoAnswer when it fails or takes too long."""
+    # what a shell has set for its user's eyes would leave jobs out (SQUEUE_PARTITION) or write times in another way
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_FOR_EYES)}
     try:
         process = subprocess.Popen(
             command,
+            env=env | {"SLURM_TIME_FORMAT": "standard"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

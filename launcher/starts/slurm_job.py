@@ -7,11 +7,13 @@ import datetime
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from launcher.clusters.cluster import NoAnswer, ask, job_state
 
 _GONE = {"DOWN", "FAIL", "NO_RESPOND", "NOT_RESPONDING", "UNKNOWN"}
+_TOLD_WITHIN_S = 60.0  # SLURM ends a job and writes its node down in one go
 _LOST_NODE = re.compile(
     r"srun: error: (?:Node failure on (?P<nodes>\S+)|Task launch for \S+ failed on node (?P<node>[^:\s]+)"
     r"|Aborting, io error and missing step on node (?P<index>\d+))"
@@ -41,58 +43,65 @@ def seconds_left(job_id: str) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def how_the_last_start_ended(job_id: str, nodes: Sequence[str], begun: float) -> tuple[str, tuple[str, ...]]:
-    """(SLURM's word for the end of the start before this one, the nodes of it that went away or began anew since `begun`).
+@dataclass(frozen=True)
+class End:
+    """Of a start, as SLURM tells it afterwards."""
 
-    The word is empty where there is no accounting.
+    state: str
+    """SLURM's word, empty where there is no accounting."""
+    lost: tuple[str, ...]
+    """The nodes of it that went away."""
+
+
+def end_of_the_start_before(job_id: str, nodes: Sequence[str], begun: float, *, is_recent: bool) -> End:
+    """By accounting: who came back since is known, and who went away later is not blamed.
+
+    Without it, and only if `is_recent`, the nodes that are away or have booted since `begun`.
     """
-    state = ""
+    state, until = "", None
     with contextlib.suppress(NoAnswer):  # -D: all starts of the job, the present one last
-        lines = ask(["sacct", "-X", "-D", "-n", "-P", "-j", job_id, "-o", "State"]).splitlines()
-        ended = [line.split()[0] for line in lines if line.strip() and line.split()[0] not in ("RUNNING", "PENDING")]
-        state = ended[-1] if ended else ""
-    lost = _away(nodes, begun) | _was_down(nodes, begun)
-    return state, tuple(node for node in nodes if node in lost)
+        for line in ask(["sacct", "-X", "-D", "-n", "-P", "-j", job_id, "-o", "State,End"]).splitlines():
+            words, _, end = line.partition("|")
+            if words and words.split()[0] not in ("RUNNING", "PENDING"):
+                state, until = words.split()[0], _seconds(end)
+    lost = set() if until is None else _went_down(nodes, begun, until + _TOLD_WITHIN_S)
+    if not lost and is_recent and state in ("", "NODE_FAIL"):
+        lost = _are_away(nodes, begun)
+    return End(state, tuple(node for node in nodes if node in lost))
 
 
-def _away(nodes: Sequence[str], begun: float) -> set[str]:
-    """The nodes that are gone, or have booted since."""
+def _went_down(nodes: Sequence[str], begun: float, until: float) -> set[str]:
+    """Of these nodes, by accounting; also those that came back without a boot: a cable, a daemon."""
+    start, end = (datetime.datetime.fromtimestamp(time).isoformat(timespec="seconds") for time in (begun, until))
+    what = ("event=node", f"nodes={','.join(nodes)}", f"start={start}", f"end={end}", "format=NodeName,TimeStart,State")
+    found: set[str] = set()
+    with contextlib.suppress(NoAnswer):
+        for line in ask(["sacctmgr", "-n", "-P", "show", "event", *what]).splitlines():
+            node, at, state = line.split("|")
+            if start <= at <= end and state.startswith("DOWN"):  # local times, as ours
+                found.add(node)
+    return found
+
+
+def _are_away(nodes: Sequence[str], begun: float) -> set[str]:
+    """Of these nodes, now; or they have booted since."""
     found: set[str] = set()
     with contextlib.suppress(NoAnswer):
         for line in ask(["scontrol", "-o", "show", "node", ",".join(nodes)]).splitlines():
             about = dict(word.partition("=")[::2] for word in line.split())
             words = about.get("State", "")
-            if _GONE & set(re.split(r"[+*]+", words)) or words.endswith("*") or _booted(about) > begun:
+            booted = _seconds(about.get("BootTime", "")) or 0.0
+            if _GONE & set(re.split(r"[+*]+", words)) or words.endswith("*") or booted > begun:
                 found.add(about["NodeName"])
     return found
 
 
-def _was_down(nodes: Sequence[str], begun: float) -> set[str]:
-    """The nodes that accounting has seen down since, also where they came back without a boot: a cable, a daemon."""
-    since = datetime.datetime.fromtimestamp(begun).isoformat(timespec="seconds")  # SLURM speaks local time
-    what = (
-        "show",
-        "event",
-        "event=node",
-        f"nodes={','.join(nodes)}",
-        f"start={since}",
-        "format=NodeName,TimeStart,State",
-    )
-    found: set[str] = set()
-    with contextlib.suppress(NoAnswer):
-        for line in ask(["sacctmgr", "-n", "-P", *what]).splitlines():
-            node, start, state = line.split("|")
-            if start >= since and state.startswith("DOWN"):
-                found.add(node)
-    return found
-
-
-def _booted(about: Mapping[str, str]) -> float:
-    """Seconds since 1970; 0 where SLURM does not say."""
+def _seconds(local_time: str) -> float | None:
+    """Since 1970; None where SLURM does not say: Unknown, None."""
     try:
-        return datetime.datetime.fromisoformat(about["BootTime"]).timestamp()
-    except (KeyError, ValueError):
-        return 0.0
+        return datetime.datetime.fromisoformat(local_time).timestamp()
+    except ValueError:
+        return None
 
 
 def end_steps(job_id: str, name: str) -> None:

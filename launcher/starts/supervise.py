@@ -194,8 +194,9 @@ class Supervisor:
         *history, last = known
         if not self._in_queue:
             slurm_job.end_steps(self._job_id, self._run.path.name)
-        ended = verdict.of_the_start_before(last, step=verdict.step_of(self._run, counts_steps=self._counts_steps))
         is_mine = self._in_queue and last.job_id == self._job_id  # else somebody has submitted the run again since
+        step = verdict.step_of(self._run, counts_steps=self._counts_steps)
+        ended = verdict.of_the_start_before(last, step=step, is_recent=is_mine)
         ended = attempts.decide(self._of_this_submit(history), ended, self._budgets) if is_mine else ended
         attempts.write(self._run, ended)
         self._remember(ended)

@@ -115,12 +115,15 @@ def _as_told(attempt: Attempt, told: Told | None, death: Death | None) -> Attemp
     return replace(attempt, kind="error", words=words)
 
 
-def of_the_start_before(last: Attempt, *, step: int | None) -> Attempt:
-    """An attempt that ended together with its supervisor: a lost first node, a preemption without warning."""
-    state, lost = slurm_job.how_the_last_start_ended(last.job_id, last.nodes, last.begun)
-    kind = _WORDS.get(state, "node_failure" if lost else "preempted")
-    at_fault = (last.at_fault or lost) if kind == "node_failure" else ()
-    ended_as = f"ended by SLURM{f' as {state}' if state else ''} without warning"
+def of_the_start_before(last: Attempt, *, step: int | None, is_recent: bool) -> Attempt:
+    """An attempt that ended together with its supervisor: a lost first node, a preemption without warning.
+
+    `is_recent`: nothing but the queue lies between.
+    """
+    end = slurm_job.end_of_the_start_before(last.job_id, last.nodes, last.begun, is_recent=is_recent)
+    kind = _WORDS.get(end.state, "node_failure" if end.lost else "preempted")
+    at_fault = (last.at_fault or end.lost) if kind == "node_failure" else ()
+    ended_as = f"ended by SLURM{f' as {end.state}' if end.state else ''} without warning"
     words = f"lost {', '.join(at_fault)}" if at_fault else ended_as
     return replace(last, ended=time.time(), step=step, kind=kind, words=words, at_fault=at_fault)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.clusters.cluster import job_state
 from launcher.starts import slurm_job
 from tests.launcher.conftest import program
 
@@ -36,23 +37,39 @@ def test_a_job_that_waits_is_queued_again_and_one_that_was_cancelled_stays_so(
     assert (len(told.read_text().splitlines()) if told.exists() else 0) == asked
 
 
-EVENTS = {
-    "no": ("", ()),
-    "away for a while": ("n2|2026-11-23T10:00:20|DOWN*\n", ("n2",)),
-    "two": ("n3|2026-11-23T10:00:20|DOWN\nn2|2026-11-23T10:00:20|DOWN*\n", ("n2", "n3")),
-    "before this start": ("n2|2026-11-23T09:00:00|DOWN*\n", ()),
-    "drained by its admin": ("n2|2026-11-23T10:00:20|DRAIN\n", ()),
+ENDED = "NODE_FAIL|2026-11-23T10:00:20\nRUNNING|Unknown\n"
+AWAY = "NodeName=n3 State=DOWN* BootTime=2026-11-01T00:00:00\n"
+BOOTED = "NodeName=n3 State=ALLOCATED BootTime=2026-11-23T12:00:00\n"
+ACCOUNTS = {
+    "away for a while": (ENDED, "n2|2026-11-23T10:00:20|DOWN*\n", AWAY, ("n2",)),
+    "two": (ENDED, "n3|2026-11-23T10:00:20|DOWN\nn2|2026-11-23T10:00:21|DOWN*\n", "", ("n2", "n3")),
+    "before this start": (ENDED, "n2|2026-11-23T09:00:00|DOWN*\n", "", ()),
+    "long after it": (ENDED, "n2|2026-11-23T12:00:00|DOWN*\n", "", ()),
+    "drained by its admin": (ENDED, "n2|2026-11-23T10:00:20|DRAIN\n", "", ()),
+    "preempted, and a node booted since": ("PREEMPTED|2026-11-23T10:00:20\n", "", BOOTED, ()),
+    "lost, and no events": (ENDED, "", BOOTED, ("n3",)),
+    "no accounts": ("", "", AWAY + BOOTED, ("n3",)),
 }
 
 
-@pytest.mark.parametrize(("events", "lost"), EVENTS.values(), ids=EVENTS)
-def test_a_node_that_is_back_already_is_found_lost_by_the_accounts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: str, lost: tuple[str, ...]
+@pytest.mark.parametrize(("sacct", "events", "nodes", "lost"), ACCOUNTS.values(), ids=ACCOUNTS)
+def test_the_nodes_that_went_away_while_the_start_ran_are_lost_wherever_they_are_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sacct: str, events: str, nodes: str, lost: tuple[str, ...]
 ) -> None:
-    """A node that had no boot meanwhile tells nothing itself."""
     begun = datetime.fromisoformat("2026-11-23T10:00:00").timestamp()
-    program(tmp_path, "sacct", "printf 'NODE_FAIL\\nRUNNING\\n'")
-    program(tmp_path, "scontrol", "echo 'NodeName=n2 State=ALLOCATED BootTime=2026-11-01T00:00:00'")
-    program(tmp_path, "sacctmgr", f"printf '%s' '{events}'")
+    for name, text in {"sacct": sacct, "sacctmgr": events, "scontrol": nodes}.items():
+        (tmp_path / f"{name}.out").write_text(text)
+        program(tmp_path, name, f"exec cat '{tmp_path}/{name}.out'" if text else "exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    assert slurm_job.how_the_last_start_ended("7", ("n1", "n2", "n3"), begun) == ("NODE_FAIL", lost)
+    for is_recent in (True, False):
+        end = slurm_job.end_of_the_start_before("7", ("n1", "n2", "n3"), begun, is_recent=is_recent)
+        assert end.state == sacct.partition("|")[0]
+        assert end.lost == (lost if is_recent or events else ())
+
+
+def test_what_a_shell_sets_for_its_users_eyes_hides_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "squeue", 'test -z "$SQUEUE_PARTITION" && echo "RUNNING|$SLURM_TIME_FORMAT"')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    assert job_state("7") == ("RUNNING", "standard")
