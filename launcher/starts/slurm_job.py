@@ -30,10 +30,10 @@ def names(node_list: str) -> tuple[str, ...]:
     return tuple(ask(["scontrol", "show", "hostnames", node_list]).split())
 
 
-def seconds_left(job_id: str) -> float | None:
+def seconds_left(job_id: str, *, timeout_s: float = 20.0) -> float | None:
     """Until the job's time limit; None where it has none, or SLURM does not say."""
     try:
-        text = ask(["squeue", "-h", "-j", job_id, "-o", "%L"]).strip()
+        text = ask(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=timeout_s).strip()
     except NoAnswer:
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)

@@ -44,6 +44,7 @@ _EXCLUDE_S = 20.0  # SLURM takes other nodes for a job only while that waits, wh
 _CANCEL_S = 60  # what the ranks get to save when their user cancels a run of an allocation
 _LATE_S = 75.0  # SLURM warns up to a minute early
 _LAST_S = 20.0  # before the time limit: who has not saved by then is queued again unsaved, since afterwards nobody can
+_ASK_AGAIN_S = 600.0  # for the time limit, where SLURM has named none
 
 
 class _OutOfTime(Exception):
@@ -62,6 +63,7 @@ class Supervisor:
         self._srun: subprocess.Popen[str] | None = None
         self._lost: tuple[str, ...] = ()
         self._terminated = False
+        self._has_limit = False
 
     # --- one start
 
@@ -88,6 +90,9 @@ class Supervisor:
         failures.clear(self._run)
         log.info("start %d of %s on %s", number, self._run.path.name, ", ".join(nodes))
         seen = self._watch(srun, nodes)
+        if any(later.number > number for later in attempts.read(self._run)):
+            log.info("SLURM took this start for lost, and another one has the run now: this one leaves it alone")
+            return None
         is_over = self._run.state in ("done", "preempted") or seen.ran_out
         if self._in_queue and self._terminated and not is_over:
             log.info("ended by SLURM: cancelled, out of time, or a node is lost; who comes next will know")
@@ -117,8 +122,12 @@ class Supervisor:
         while (ticket := tickets.read(self._run)) is None and time.monotonic() < until:
             time.sleep(0.5)
         if ticket is None:
-            tickets.write(self._run, SlurmTicket(self._job_id))
-            return True
+            from launcher import folder
+
+            with folder.only_one_submits(self._run.path.parent, patience_s=600):  # who is at it will have a ticket
+                if (ticket := tickets.read(self._run)) is None:
+                    tickets.write(self._run, SlurmTicket(self._job_id))
+                    return True
         if isinstance(ticket, LocalTicket):
             is_mine = not self._in_queue and ticket.pid == os.getpid()
         else:
@@ -155,8 +164,14 @@ class Supervisor:
     def _call_before_the_limit(self) -> None:
         """A job that SLURM has ended for its time cannot be queued again by anybody."""
         signal.signal(signal.SIGALRM, self._on_alarm)
-        left_s = slurm_job.seconds_left(self._job_id) if self._in_queue else None
-        if left_s:
+        if self._in_queue:
+            self._set_alarm(slurm_job.seconds_left(self._job_id))
+
+    def _set_alarm(self, left_s: float | None) -> None:
+        if left_s is None:
+            signal.setitimer(signal.ITIMER_REAL, _ASK_AGAIN_S)
+        elif left_s:
+            self._has_limit = True
             signal.setitimer(signal.ITIMER_REAL, max(left_s - _LAST_S, 0.9 * left_s))
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
@@ -171,9 +186,13 @@ class Supervisor:
             self._tell_ranks(signal.SIGUSR2)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self._in_queue:
+        if not self._in_queue:
+            self._tell_ranks(signal.SIGTERM)
+            return
+        left_s = slurm_job.seconds_left(self._job_id, timeout_s=_LAST_S / 4)
+        if self._has_limit if left_s is None else left_s < 1.5 * _LAST_S:
             raise _OutOfTime
-        self._tell_ranks(signal.SIGTERM)
+        self._set_alarm(left_s)  # an admin has given more
 
     def _tell_ranks(self, number: signal.Signals) -> None:
         if self._srun is not None:
