@@ -31,6 +31,8 @@ def run(config: Config, run: RunDir, world: World) -> dict[str, float]:
     number = len(list(starts.iterdir()))
     write_json(starts / f"{number}.json", {"host": os.uname().nodename, "note": config.note})
     if number < config.dies and world.rank == world.size - 1:
+        while len(list(starts.parent.glob(f"*/{number}.json"))) < world.size:  # else the others count one start less
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)
     while (number < config.dies) or (config.until and not Path(config.until).exists()):
         time.sleep(0.1)
