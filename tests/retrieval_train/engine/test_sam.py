@@ -64,7 +64,7 @@ def dense(sam: Sam) -> dict[str, Any]:
             for weight, value, grad, buffer in zip(weights, here, worst, buffers, strict=True):
                 buffer.mul_(MOMENTUM).add_(grad * min(1.0, CLIP / float(norm)))
                 weight.copy_(value - LR * buffer)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         norms.append(float(norm))
     return {"losses": losses, "norms": norms, "weights": {name: weight.detach() for name, weight in named.items()}}
 
