@@ -7,6 +7,7 @@ for minutes.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import difflib
 import os
 import re
@@ -198,6 +199,14 @@ def recorded_state(job_id: str) -> str:
     with contextlib.suppress(NoAnswer):
         return ask(["sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State"]).strip().partition("\n")[0]
     return ""
+
+
+def seconds_of(local_time: str) -> float | None:
+    """Since 1970, of a time as SLURM writes it; None where it does not say: Unknown, None, N/A."""
+    try:
+        return datetime.datetime.fromisoformat(local_time).timestamp()
+    except ValueError:
+        return None
 
 
 def cancel(job_id: str) -> None:

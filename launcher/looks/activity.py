@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import socket
 import time
@@ -116,10 +115,8 @@ def _waits_for(job: _Job) -> str:
 
 def _has_just_ended(job: _Job) -> bool:
     """False of one that never had a node: it has no last words."""
-    try:
-        return bool(job.nodes) and time.time() - datetime.datetime.fromisoformat(job.ended).timestamp() < _SEEN_S
-    except ValueError:
-        return False
+    ended = cluster.seconds_of(job.ended)
+    return bool(job.nodes) and ended is not None and time.time() - ended < _SEEN_S
 
 
 def _is_surely_gone(ticket: Ticket) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.clusters.cluster import NoAnswer, ask, job_state
+from launcher.clusters.cluster import NoAnswer, ask, job_state, seconds_of
 
 _GONE = {"DOWN", "FAIL", "NO_RESPOND", "NOT_RESPONDING", "UNKNOWN"}
 _TOLD_WITHIN_S = 60.0  # SLURM ends a job and writes its node down in one go
@@ -63,7 +63,7 @@ def end_of_the_start_before(job_id: str, nodes: Sequence[str], begun: float, *, 
         for line in ask(["sacct", "-X", "-D", "-n", "-P", "-j", job_id, "-o", "State,End"]).splitlines():
             words, _, end = line.partition("|")
             if words and words.split()[0] not in ("RUNNING", "PENDING"):
-                state, until = words.split()[0], _seconds(end)
+                state, until = words.split()[0], seconds_of(end)
     lost = set() if until is None else _went_down(nodes, begun, until + _TOLD_WITHIN_S)
     if not lost and is_recent and state in ("", "NODE_FAIL"):
         lost = _are_away(nodes, begun)
@@ -90,18 +90,10 @@ def _are_away(nodes: Sequence[str], begun: float) -> set[str]:
         for line in ask(["scontrol", "-o", "show", "node", ",".join(nodes)]).splitlines():
             about = dict(word.partition("=")[::2] for word in line.split())
             words = about.get("State", "")
-            booted = _seconds(about.get("BootTime", "")) or 0.0
+            booted = seconds_of(about.get("BootTime", "")) or 0.0
             if _GONE & set(re.split(r"[+*]+", words)) or words.endswith("*") or booted > begun:
                 found.add(about["NodeName"])
     return found
-
-
-def _seconds(local_time: str) -> float | None:
-    """Since 1970; None where SLURM does not say: Unknown, None."""
-    try:
-        return datetime.datetime.fromisoformat(local_time).timestamp()
-    except ValueError:
-        return None
 
 
 def end_steps(job_id: str, name: str) -> None:

@@ -160,15 +160,19 @@ def test_all_ranks_of_a_start_refuse_it_in_the_same_words(tmp_path: Path) -> Non
     assert any(check["level"] == "error" for check in read_json(RunDir(tmp_path / "disk").preflight)["checks"])
 
 
+def on_two_nodes(world: Group) -> None:
+    """The ranks, as SLURM would have started them on n1 and n2."""
+    slurm = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": f"n{world.rank + 1}"}
+    os.environ |= slurm | {"RANK": str(world.rank), "WORLD_SIZE": "2"}
+
+
 def without_a_disk(world: Group, root: Path) -> list[tuple[str, str, Any]]:
     """Starts of two nodes: the second, and both, find no model where the config says that it is."""
-    rank = str(world.rank)
-    slurm = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": f"n{world.rank + 1}"}
-    os.environ |= slurm | {"RANK": rank, "WORLD_SIZE": "2"}
+    on_two_nodes(world)
     found: list[tuple[str, str, Any]] = []
     for number, absent in enumerate(((1,), (0, 1))):
         at_a_new_port(world)
-        run = RunDir(root / f"run{number}-{rank}")
+        run = RunDir(root / f"run{number}-{world.rank}")
         run.path.mkdir()
         run.config.write_text(json.dumps({"job": "centres", "run": {"name": "it"}, "model": str(root), "set": "food"}))
         try:
@@ -190,12 +194,7 @@ def test_a_node_that_lacks_what_the_others_have_is_at_fault_and_what_all_lack_is
 
 def without_a_disk_and_unchecked(world: Group, root: Path) -> tuple[str, tuple[str, ...]]:
     """The second of two nodes finds no model; the first does not ask, for the run's preflight is false."""
-    os.environ |= {
-        "SLURM_STEP_NODELIST": "n[1-2]",
-        "SLURM_STEP_NUM_TASKS": "2",
-        "RANK": str(world.rank),
-        "WORLD_SIZE": "2",
-    }
+    on_two_nodes(world)
     preflight._SAID_WITH_GPU_S = 0.5
     at_a_new_port(world)
     meeting, told = None, ("", ())
